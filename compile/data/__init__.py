@@ -1,0 +1,1 @@
+"""Labelled texts: the built-in generator, local files, hub data sets."""

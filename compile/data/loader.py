@@ -1,0 +1,182 @@
+"""Turns a recipe's `data` entry into a `Dataset`, or raises `DataError` naming what is wrong with it."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compile.data.dataset import Dataset, Split, carve, subset
+from compile.data.support_intents import SupportSettings, generate, intents
+from compile.errors import DataError
+from compile.recipe import DataSpec
+
+BUILTIN = "support-intents"
+SPLITS = ("train", "validation", "test")
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_COLUMNS = "give columns 'text', optionally 'text_b', and 'label'"
+
+
+def load_dataset(spec: DataSpec, seed: int) -> Dataset:
+    """Load, complete and check the data set of a recipe.
+
+    A missing validation split is carved out of train; a missing test split is the validation split (and validation
+    is carved out of train), or a carved share of a single file. Raises DataError.
+    """
+    if spec.source == BUILTIN:
+        dataset = _builtin(seed)
+    else:
+        path = Path(spec.source)
+        local = path.exists() or path.suffix.lower() in (".csv", ".parquet") or spec.source.startswith((".", "/", "~"))
+        dataset = _complete(spec, _local(path) if local else _hub(spec.source), seed)
+    if spec.max_train_rows is not None:
+        used = subset(dataset.train, spec.max_train_rows, seed)
+        note = f"train: {len(used)} of {len(dataset.train)} rows, seed {seed}"
+        notes = (*dataset.notes, note)
+        dataset = Dataset(dataset.name, dataset.labels, used, dataset.validation, dataset.test, notes)
+    _check(dataset)
+    return dataset
+
+
+def _builtin(seed: int) -> Dataset:
+    made = generate(SupportSettings(seed=seed))
+    splits = [
+        Split(tuple(text for text, _ in made[name]), np.array([label for _, label in made[name]], dtype=np.int64))
+        for name in SPLITS
+    ]
+    return Dataset(BUILTIN, intents(), *splits, notes=(f"generated, seed {seed}",))
+
+
+Rows = dict[str, list[Any]]
+
+
+def _local(path: Path) -> tuple[dict[str, Rows], list[str] | None]:
+    if not path.exists():
+        raise DataError("data", f"{path.absolute()} does not exist", "give a parquet or CSV file or a folder of them")
+    if path.is_file():
+        names = path.parent / "labels.json"
+        return {"all": _read(path)}, _label_names(names) if names.is_file() else None
+    found = {}
+    for split in SPLITS:
+        for suffix in (".parquet", ".csv"):
+            if (path / f"{split}{suffix}").is_file():
+                found[split] = _read(path / f"{split}{suffix}")
+                break
+    if "train" not in found:
+        raise DataError("data", f"{path} holds no train.parquet or train.csv", "put the training rows there")
+    return found, _label_names(path / "labels.json") if (path / "labels.json").is_file() else None
+
+
+def _read(path: Path) -> Rows:
+    try:
+        if path.suffix.lower() == ".csv":
+            with path.open(newline="", encoding="utf-8") as handle:
+                rows = list(csv.DictReader(handle))
+            columns = rows[0].keys() if rows else ()
+            return {name: [row[name] for row in rows] for name in columns}
+        parquet = importlib.import_module("pyarrow.parquet")
+        table = parquet.read_table(path)
+        return {name: table.column(name).to_pylist() for name in table.column_names}
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise DataError("data", f"{path} cannot be read ({error})", "write it again as parquet or UTF-8 CSV") from error
+
+
+def _label_names(path: Path) -> list[str]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict):
+            return [str(raw[str(i)]) for i in range(len(raw))]
+        return [str(name) for name in raw]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError("data", f"{path}: not a list of label names ({error})", "map 0, 1, … to names") from error
+
+
+def _hub(source: str) -> tuple[dict[str, Rows], list[str] | None]:
+    if not _HUB_ID.match(source):
+        raise DataError("data", f"'{source}' is no path and no hub id", "give a file, a folder or owner/name")
+    if importlib.util.find_spec("datasets") is None:
+        remedy = "install the package 'datasets', or give a local path"
+        raise DataError("data", f"'{source}' is no local path, and hub data sets need a reader", remedy)
+    try:
+        loaded = importlib.import_module("datasets").load_dataset(source)
+    except Exception as error:
+        raise DataError("data", f"'{source}' cannot be loaded ({error})", "check the id and the network") from error
+    found: dict[str, Rows] = {}
+    names = None
+    for split in SPLITS:
+        if split in loaded:
+            found[split] = {name: list(loaded[split][name]) for name in loaded[split].column_names}
+            names = getattr(loaded[split].features.get("label"), "names", None)
+    if "train" not in found:
+        raise DataError("data", f"'{source}' has no train split", "choose another data set")
+    return found, names
+
+
+def _complete(spec: DataSpec, loaded: tuple[dict[str, Rows], list[str] | None], seed: int) -> Dataset:
+    tables, names = loaded
+    values = [value for rows in tables.values() for value in _column(rows, "label")]
+    numbers, labels = _numbering(values, names)
+    splits = {name: _split(rows, numbers) for name, rows in tables.items()}
+    notes = [f"{name}: {len(split)} rows as given" for name, split in splits.items()]
+    if "all" in splits:
+        rest, splits["test"] = carve(splits.pop("all"), spec.validation_share, seed + 1)
+        splits["train"] = rest
+        notes.append(f"test: {len(splits['test'])} rows carved out")
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+        notes.append("test: the validation file, there is no test file")
+    if "test" not in splits:
+        splits["train"], splits["test"] = carve(splits["train"], spec.validation_share, seed + 1)
+        notes.append(f"test: {len(splits['test'])} rows carved out of train")
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = carve(splits["train"], spec.validation_share, seed)
+        notes.append(f"validation: {len(splits['validation'])} rows carved out of train")
+    return Dataset(Path(spec.source).name, labels, *(splits[s] for s in SPLITS), notes=tuple(notes))
+
+
+def _column(rows: Rows, name: str) -> list[Any]:
+    if name not in rows:
+        raise DataError(f"data.{name}", f"no column '{name}' among {sorted(rows)}", _COLUMNS)
+    return rows[name]
+
+
+def _numbering(values: Iterable[Any], names: list[str] | None) -> tuple[dict[Any, int], tuple[str, ...]]:
+    """Map label values to numbers: whole numbers stand for themselves, words are sorted."""
+    distinct = set(values)
+    if None in distinct or "" in distinct:
+        raise DataError("data.label", "some labels are empty", "remove those rows or label them")
+    if all(isinstance(v, int) or (isinstance(v, str) and re.fullmatch(r"\d+", v)) for v in distinct):
+        count = len(names) if names else max((int(v) for v in distinct), default=-1) + 1
+        return {v: int(v) for v in distinct}, tuple(names or [str(i) for i in range(count)])
+    words = names or sorted(str(v) for v in distinct)
+    unknown = sorted(str(v) for v in distinct if str(v) not in words)
+    if unknown:
+        raise DataError("data.label", f"'{unknown[0]}' is not in labels.json", "add it there or correct the rows")
+    return {v: words.index(str(v)) for v in distinct}, tuple(words)
+
+
+def _split(rows: Rows, numbers: dict[Any, int]) -> Split:
+    texts = tuple(str(t) for t in _column(rows, "text"))
+    second = tuple(str(t) for t in rows["text_b"]) if "text_b" in rows else None
+    return Split(texts, np.array([numbers[v] for v in _column(rows, "label")], dtype=np.int64), second)
+
+
+def _check(dataset: Dataset) -> None:
+    for name in SPLITS:
+        split: Split = getattr(dataset, name)
+        if len(split) == 0:
+            raise DataError(f"data.{name}", "has no rows", "give more rows")
+        if split.labels.min() < 0 or split.labels.max() >= len(dataset.labels):
+            problem = f"label {int(split.labels.max())} in '{name}', but there are {len(dataset.labels)} labels"
+            raise DataError("data.label", problem, "number labels from 0 and name each in labels.json")
+        if (split.texts_b is None) != (dataset.train.texts_b is None):
+            raise DataError("data.text_b", f"split '{name}' differs from train", "give text_b in all files or none")
+    if len(set(dataset.train.labels.tolist())) < 2:
+        raise DataError("data.label", "training rows have fewer than two labels", "give rows of each label")

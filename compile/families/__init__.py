@@ -1,0 +1,16 @@
+"""Model families as tables: where layers, heads and feed-forward units live, and along which axes."""
+
+from __future__ import annotations
+
+from compile.errors import BaseError
+from compile.families.bert import BERT
+from compile.families.table import Family
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+
+
+def family_of(model_type: str) -> Family:
+    """The table of a transformers `model_type`; BaseError if there is none."""
+    if model_type not in FAMILIES:
+        raise BaseError("base", f"model type '{model_type}' is not supported", f"use one of {sorted(FAMILIES)}")
+    return FAMILIES[model_type]

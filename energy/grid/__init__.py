@@ -1,0 +1,1 @@
+"""How clean the grid is: providers of carbon intensity, one file each, and the ladder that guards them."""

@@ -1,0 +1,164 @@
+"""A recorded intensity series (CSV), played at any speed on a clock that is passed in."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import time
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+from energy.grid.signal import GridError, Intensity, NoData, format_utc, parse_utc, plausible
+
+TIME_COLUMNS = ("utc_time", "time", "datetime", "timestamp", "date", "from")
+VALUE_COLUMNS = (
+    "ci_lifecycle",
+    "grams_per_kwh",
+    "grams",
+    "carbon_intensity",
+    "intensity",
+    "gco2_per_kwh",
+    "ci_direct",
+)
+MISSING = ("", "nan", "null", "none", "na")
+
+
+class BadRecording(GridError):
+    """The file is not a recording; the message names the file, the row and the remedy."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Times (UTC, rising) and gCO2e/kWh; None where the recording has a gap. `step` is the usual distance."""
+
+    times: tuple[datetime, ...]
+    grams_per_kwh: tuple[float | None, ...]
+    step: timedelta
+
+    @property
+    def start(self) -> datetime:
+        """Time of the first row."""
+        return self.times[0]
+
+    @property
+    def length(self) -> timedelta:
+        """From the first row to the end of the last row's period."""
+        return self.times[-1] + self.step - self.times[0]
+
+    def at(self, moment: datetime) -> tuple[datetime, float]:
+        """Start and value of the period that covers `moment`. Raises NoData outside the rows and in gaps."""
+        index = bisect_right(self.times, moment) - 1
+        if index < 0 or moment >= self.times[index] + self.step:
+            raise NoData(f"the recording has no row for {format_utc(moment)}")
+        value = self.grams_per_kwh[index]
+        if value is None:
+            raise NoData(f"the recording's row {format_utc(self.times[index])} is empty")
+        return self.times[index], value
+
+
+def read_recording(path: Path) -> Recording:
+    """Read a CSV (plain or `.gz`) of times and intensities.
+
+    Columns are found by name (`TIME_COLUMNS`, `VALUE_COLUMNS`, in that order of preference); without a header
+    the first column is the time and the second the value. Times without a zone are UTC. Raises BadRecording.
+    """
+    rows = _rows(path)
+    time_column, value_column, first = _columns(path, rows[0])
+    times: list[datetime] = []
+    values: list[float | None] = []
+    for number, row in enumerate(rows[first:], first + 1):
+        try:
+            moment, value = parse_utc(row[time_column]), _value(row[value_column])
+        except (IndexError, ValueError, GridError) as error:
+            raise BadRecording(f"{path}, row {number}: {error}; mend or remove the row") from None
+        if times and moment <= times[-1]:
+            raise BadRecording(f"{path}, row {number}: its time is not after the row before; sort by time")
+        times.append(moment)
+        values.append(value)
+    if len(times) < 2:
+        raise BadRecording(f"{path}: fewer than two rows; give a series")
+    steps = Counter(later - earlier for earlier, later in pairwise(times))
+    return Recording(tuple(times), tuple(values), steps.most_common(1)[0][0])
+
+
+class ReplayProvider:
+    """Plays a recording, `speed` recorded seconds a second from `start`; at its end it starts over."""
+
+    name = "replay"
+
+    def __init__(
+        self,
+        recording: Recording,
+        zone: str = "replay",
+        speed: float = 1.0,
+        start: datetime | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.zone = zone
+        self._recording = recording
+        self._speed = speed
+        self._clock = clock
+        self._began_s = clock()
+        begin = recording.start if start is None else start
+        if not recording.start <= begin < recording.start + recording.length:
+            end = format_utc(recording.start + recording.length)
+            raise BadRecording(
+                f"replay_start {format_utc(begin)} lies outside the recording, "
+                f"{format_utc(recording.start)} to {end}; give a time within it"
+            )
+        self._offset = begin - recording.start
+
+    def now(self) -> datetime:
+        """The recording's time that is being played."""
+        played = self._offset + timedelta(seconds=(self._clock() - self._began_s) * self._speed)
+        return self._recording.start + played % self._recording.length
+
+    async def latest(self) -> Intensity:
+        """The row being played. Raises NoData in a gap."""
+        moment, grams_per_kwh = self._recording.at(self.now())
+        return Intensity(self.zone, self.name, moment, grams_per_kwh, "replay")
+
+    async def forecast(self) -> tuple[Intensity, ...]:
+        """None: peeking into the recording would be no forecast."""
+        return ()
+
+    async def aclose(self) -> None:
+        """Nothing to let go."""
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise BadRecording(f"{path}: {error}; give a readable CSV or .csv.gz file") from None
+    rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    if not rows:
+        raise BadRecording(f"{path}: empty; give a CSV of times and gCO2e/kWh")
+    return rows
+
+
+def _columns(path: Path, header: Sequence[str]) -> tuple[int, int, int]:
+    """Indices of the time and value columns and of the first data row."""
+    try:
+        parse_utc(header[0])
+        return 0, 1, 0
+    except ValueError:
+        names = [name.strip().lower() for name in header]
+    found = []
+    for wanted, what in ((TIME_COLUMNS, "time"), (VALUE_COLUMNS, "intensity")):
+        column = next((names.index(name) for name in wanted if name in names), None)
+        if column is None:
+            raise BadRecording(f"{path}: no {what} column among {names}; name one {' or '.join(wanted[:3])}")
+        found.append(column)
+    return found[0], found[1], 1
+
+
+def _value(text: str) -> float | None:
+    return None if text.strip().lower() in MISSING else plausible(float(text))

@@ -1,0 +1,157 @@
+"""The one owner of every counter's last value and of the totals made from it.
+
+`Meter.tick` turns cumulative readings into differences. Rules: the first reading is only a baseline; a wrap
+adds the rest of the range; a gap longer than half the range at maximum power, a counter that went back
+without wrapping and a difference beyond maximum power re-baseline and are reported as missing. A counter
+that cannot be read is missing for that tick, and what it counted meanwhile arrives with its next reading.
+Missing is absent, never 0.
+
+`measure_process` (see `energy.span`) is the same for one process over one piece of work.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain, EnergySource, Reading
+from energy.span import Span, dynamic_joules_per_cpu_second, measure_process
+
+__all__ = [
+    "Delta",
+    "Meter",
+    "Missing",
+    "Span",
+    "Tick",
+    "dynamic_joules_per_cpu_second",
+    "measure_process",
+]
+
+# Counters are refreshed up to 100 ms apart, so a short tick may hold the energy of a longer time.
+_REFRESH_NS = 250_000_000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Energy that one domain drew since its previous good reading."""
+
+    domain: Domain
+    energy_uj: int
+    duration_ns: int
+    idle_uj: int | None = None
+    """The idle part, if the source knows it by construction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A domain that gave no figure in a tick, and why: unreadable, gap, reset or implausible."""
+
+    domain: Domain
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One reading of all meters, as differences to the one before."""
+
+    deltas: tuple[Delta, ...]
+    missing: tuple[Missing, ...]
+
+
+class Meter:
+    """Reads sources and keeps totals in integer microjoules. Not thread-safe: one reader owns it."""
+
+    def __init__(self, sources: Sequence[EnergySource]) -> None:
+        """Nothing is read yet; the first `tick` is the baseline."""
+        self._sources = tuple(sources)
+        self._last: dict[Domain, Reading] = {}
+        self._broken: set[str] = set()
+        self.total_uj: dict[Domain, int] = {}
+        """Energy counted since the baseline, for every domain that ever gave a difference."""
+        self.missing_ticks: dict[tuple[Domain, str], int] = {}
+        """How often a domain gave no figure, by reason."""
+
+    @property
+    def sources(self) -> tuple[EnergySource, ...]:
+        """The sources that are read, in their order."""
+        return self._sources
+
+    def tick(self) -> Tick:
+        """Read every source once. A source that raises is reported as missing and read again next time."""
+        deltas: list[Delta] = []
+        missing: list[Missing] = []
+        for source in self._sources:
+            seen: set[Domain] = set()
+            for reading in self._read(source):
+                seen.add(reading.domain)
+                outcome = self._advance(reading)
+                if isinstance(outcome, Delta):
+                    deltas.append(outcome)
+                elif outcome is not None:
+                    missing.append(outcome)
+            missing += [Missing(domain, "unreadable") for domain in source.domains() if domain not in seen]
+        for delta in deltas:
+            self.total_uj[delta.domain] = self.total_uj.get(delta.domain, 0) + delta.energy_uj
+        for entry in missing:
+            key = (entry.domain, entry.reason)
+            self.missing_ticks[key] = self.missing_ticks.get(key, 0) + 1
+        return Tick(tuple(deltas), tuple(missing))
+
+    def _read(self, source: EnergySource) -> list[Reading]:
+        try:
+            readings = source.read()
+        except Exception:
+            # A failing meter must never break what it meters.
+            if source.name not in self._broken:
+                log.exception("energy source %s failed; its domains are missing until it recovers", source.name)
+            self._broken.add(source.name)
+            return []
+        self._broken.discard(source.name)
+        return readings
+
+    def _advance(self, reading: Reading) -> Delta | Missing | None:
+        """The difference to the domain's previous reading; None for a baseline."""
+        domain = reading.domain
+        previous = self._last.get(domain)
+        self._last[domain] = reading
+        if previous is None:
+            return None
+        duration_ns = reading.time_ns - previous.time_ns
+        energy_uj = reading.energy_uj - previous.energy_uj
+        if duration_ns <= 0:
+            # Read twice within one step of the clock: wait for the next reading.
+            self._last[domain] = previous
+            return None
+        if _too_long(domain, duration_ns):
+            return Missing(domain, "gap")
+        if energy_uj < 0:
+            if domain.wraps_at_uj is None:
+                return Missing(domain, "reset")
+            energy_uj += domain.wraps_at_uj
+        if energy_uj < 0 or energy_uj > _ceiling_uj(domain, duration_ns):
+            return Missing(domain, "implausible")
+        return Delta(domain, energy_uj, duration_ns, _idle_uj(previous, reading, energy_uj))
+
+
+def _too_long(domain: Domain, duration_ns: int) -> bool:
+    """True if the counter may have wrapped unseen: longer than half its range at maximum power."""
+    if domain.wraps_at_uj is None or domain.max_watts is None:
+        return False
+    half_range_s = domain.wraps_at_uj / MICROJOULES_PER_JOULE / 2 / domain.max_watts
+    return duration_ns > half_range_s * NANOSECONDS_PER_SECOND
+
+
+def _ceiling_uj(domain: Domain, duration_ns: int) -> float:
+    if domain.max_watts is None:
+        return float("inf")
+    seconds = (duration_ns + _REFRESH_NS) / NANOSECONDS_PER_SECOND
+    return domain.max_watts * seconds * MICROJOULES_PER_JOULE
+
+
+def _idle_uj(previous: Reading, reading: Reading, energy_uj: int) -> int | None:
+    if previous.idle_uj is None or reading.idle_uj is None:
+        return None
+    return min(max(reading.idle_uj - previous.idle_uj, 0), energy_uj)

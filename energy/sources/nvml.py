@@ -1,0 +1,110 @@
+"""NVIDIA GPUs through NVML's total-energy counter (millijoules since the driver was loaded).
+
+`nvmlDeviceGetTotalEnergyConsumption` exists from Volta on and is refreshed about every 100 ms, so once a
+second is fine and once a batch is not. The module `pynvml` (distribution `nvidia-ml-py`) is imported only
+when a source is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from energy.coefficients import Coefficients, load_coefficients
+from energy.domains import Domain, Reading, SourceUnavailable
+
+NAME = "nvml"
+_UJ_PER_MJ = 1000
+_MAX_WATTS = 3000.0
+
+log = logging.getLogger(__name__)
+
+
+def _import_pynvml() -> Any:
+    return importlib.import_module("pynvml")
+
+
+class NvmlSource:
+    """One domain `gpu` for each GPU that has the counter; a GPU without it is named in a warning and
+    left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[], Any] = _import_pynvml,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        coefficients: Coefficients | None = None,
+    ) -> None:
+        """Open NVML. Raises SourceUnavailable if there is no library, driver or GPU with the counter."""
+        self._clock_ns = clock_ns
+        self._uncertainty = (coefficients or load_coefficients()).uncertainty[NAME]
+        try:
+            self._nvml = load()
+        except ImportError as error:
+            raise SourceUnavailable(f"pynvml: {error}; install nvidia-ml-py to meter NVIDIA GPUs") from None
+        try:
+            self._nvml.nvmlInit()
+            count = int(self._nvml.nvmlDeviceGetCount())
+        except (self._nvml.NVMLError, OSError) as error:
+            raise SourceUnavailable(f"nvml: {error}; no NVIDIA driver on this machine") from None
+        self._handles: dict[Domain, Any] = {}
+        for index in range(count):
+            self._open(index)
+        if not self._handles:
+            self.close()
+            raise SourceUnavailable(f"nvml: none of {count} GPUs has an energy counter")
+
+    def _open(self, index: int) -> None:
+        device = f"gpu-{index}"
+        try:
+            handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+            self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        except self._nvml.NVMLError as error:
+            log.warning("nvml: %s has no readable energy counter and is left out: %s", device, error)
+            return
+        if self._is_partitioned(handle):
+            log.warning("nvml: %s is split by MIG; its counter covers all partitions together", device)
+        self._handles[Domain("gpu", device, NAME, max_watts=_MAX_WATTS, on_cpu=False)] = handle
+
+    def _is_partitioned(self, handle: Any) -> bool:
+        try:
+            current, _ = self._nvml.nvmlDeviceGetMigMode(handle)
+        except self._nvml.NVMLError:
+            return False
+        return bool(current)
+
+    @property
+    def name(self) -> str:
+        """`nvml`."""
+        return NAME
+
+    @property
+    def relative_uncertainty(self) -> float:
+        """0.05, see `coefficients.yaml`."""
+        return self._uncertainty
+
+    def domains(self) -> list[Domain]:
+        """The GPUs, by index."""
+        return list(self._handles)
+
+    def read(self) -> list[Reading]:
+        """The GPUs that answer now; one that fell off the bus is left out."""
+        readings = []
+        for domain, handle in self._handles.items():
+            try:
+                energy_mj = int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+            except self._nvml.NVMLError:
+                continue
+            readings.append(Reading(domain, energy_mj * _UJ_PER_MJ, self._clock_ns()))
+        return readings
+
+    def close(self) -> None:
+        """Give the library back; errors at this point help nobody and are dropped."""
+        try:
+            self._nvml.nvmlShutdown()
+        except self._nvml.NVMLError as error:
+            log.debug("nvml: shutdown: %s", error)

@@ -1,0 +1,117 @@
+"""RAPL through the kernel's powercap tree (`/sys/class/powercap/intel-rapl:*`; AMD processors show up there
+too).
+
+Layout and units: Documentation/power/powercap in the Linux tree. `energy_uj` counts microjoules and starts
+again at 0 after `max_energy_range_uj`. `package` excludes `dram`; `core` and `uncore` lie inside `package`;
+`psys` covers the whole platform, the packages included.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from energy.coefficients import Coefficients, load_coefficients
+from energy.domains import Domain, Reading, SourceUnavailable
+
+NAME = "rapl"
+DEFAULT_ROOT = Path("/sys/class/powercap")
+_INSIDE_PACKAGE = frozenset({"core", "uncore"})
+# Above any socket sold, so that only nonsense is rejected.
+_MAX_WATTS = {"package": 1500.0, "dram": 500.0, "core": 1500.0, "uncore": 500.0, "psys": 6000.0}
+
+log = logging.getLogger(__name__)
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="ascii", errors="replace").strip()
+
+
+class RaplSource:
+    """Every zone of the tree that could be read when the source was opened."""
+
+    def __init__(
+        self,
+        root: Path = DEFAULT_ROOT,
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        read_text: Callable[[Path], str] = _read_text,
+        coefficients: Coefficients | None = None,
+    ) -> None:
+        """Find the zones. Raises SourceUnavailable if there are none or none of them may be read."""
+        self._clock_ns = clock_ns
+        self._read_text = read_text
+        self._uncertainty = (coefficients or load_coefficients()).uncertainty[NAME]
+        self._zones: dict[Domain, Path] = {}
+        denied: Path | None = None
+        for zone in sorted(root.glob("intel-rapl:*")):
+            try:
+                domain = self._describe(zone)
+                int(read_text(zone / "energy_uj"))
+            except PermissionError:
+                denied = zone / "energy_uj"
+            except (OSError, ValueError) as error:
+                log.warning("rapl: zone %s is left out: %s", zone.name, error)
+            else:
+                if domain in self._zones:
+                    log.warning("rapl: zone %s repeats %s and is left out", zone.name, domain.label)
+                else:
+                    self._zones[domain] = zone / "energy_uj"
+        if not self._zones:
+            if denied is not None:
+                raise SourceUnavailable(
+                    f"{denied}: permission denied; run as root or grant read access (chmod a+r, a udev rule)"
+                )
+            raise SourceUnavailable(f"{root}: no readable intel-rapl zone (virtual machine or no powercap)")
+        if denied is not None:
+            log.warning("rapl: %s is left out: permission denied", denied)
+
+    def _describe(self, zone: Path) -> Domain:
+        label = self._read_text(zone / "name")
+        if zone.name.count(":") > 1:
+            parent = zone.with_name(zone.name.rpartition(":")[0])
+            device = self._read_text(parent / "name")
+            name = label
+        else:
+            device = label
+            name = label.partition("-")[0]
+        range_uj = int(self._read_text(zone / "max_energy_range_uj"))
+        if range_uj <= 0:
+            raise ValueError(f"max_energy_range_uj is {range_uj}")
+        overlaps = name in _INSIDE_PACKAGE or name == "psys"
+        return Domain(
+            name,
+            device,
+            NAME,
+            wraps_at_uj=range_uj,
+            overlaps=overlaps,
+            max_watts=_MAX_WATTS.get(name, 1500.0),
+        )
+
+    @property
+    def name(self) -> str:
+        """`rapl`."""
+        return NAME
+
+    @property
+    def relative_uncertainty(self) -> float:
+        """0.05, see `coefficients.yaml`."""
+        return self._uncertainty
+
+    def domains(self) -> list[Domain]:
+        """The zones, packages first by the tree's order."""
+        return list(self._zones)
+
+    def read(self) -> list[Reading]:
+        """The zones that can be read now; one that vanished or may no longer be read is left out."""
+        readings = []
+        for domain, path in self._zones.items():
+            try:
+                energy_uj = int(self._read_text(path))
+            except (OSError, ValueError):
+                continue
+            if energy_uj >= 0:
+                readings.append(Reading(domain, energy_uj, self._clock_ns()))
+        return readings

@@ -1,0 +1,155 @@
+"""Schema of a published family version: its variants, operating points, evidence and digests.
+
+A manifest is written once by `compile/` and read by `server/`. Every model file in it exposes the same graph:
+inputs `input_ids`, `attention_mask` and, where `Manifest.inputs` names it, `token_type_ids` (int64, shape
+[rows, tokens]); output `logits` (float32, shape [rows, labels]).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+EnergySourceName = Literal["rapl", "nvml", "estimated", "fake"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRef(_Frozen):
+    """A file of the version, by path relative to the manifest, with the digest that must match before it loads."""
+
+    path: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=1)
+
+
+class CostModel(_Frozen):
+    """Weight of one text inside a batch, fitted on measured batches: `fixed_ns + linear_ns*n + quadratic_ns*n^2`.
+
+    `n` is the text's own length in tokens. The weights share a batch's measured CPU time (padding included) among
+    its texts; only their ratios matter there. Their absolute scale predicts nanoseconds on the target CPU.
+    """
+
+    fixed_ns: float = Field(ge=0)
+    linear_ns: float = Field(ge=0)
+    quadratic_ns: float = Field(ge=0)
+
+    def weight(self, tokens: int) -> float:
+        """Predicted CPU nanoseconds of one text of `tokens` tokens; positive for any length >= 1."""
+        return self.fixed_ns + tokens * (self.linear_ns + self.quadratic_ns * tokens) or 1.0
+
+
+class LatencyCell(_Frozen):
+    """Measured one-thread CPU time of one batch shape."""
+
+    rows: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    cpu_ms_per_text: float = Field(gt=0)
+
+
+class Evidence(_Frozen):
+    """What was measured of one variant; every figure repeatable from the recipe. Unmeasured is None, never 0."""
+
+    accuracy: float = Field(ge=0, le=1)
+    accuracy_lower: float = Field(ge=0, le=1, description="one-sided 95 % lower bound")
+    relative_accuracy: float = Field(ge=0, description="accuracy / the fp32 teacher's accuracy, same texts")
+    test_rows: int = Field(ge=1)
+    agreement_with_fp32: float | None = Field(default=None, ge=0, le=1)
+    parameters: int = Field(ge=1)
+    macs_per_text: int | None = Field(default=None, ge=1, description="at the set's mean length")
+    size_bytes: int = Field(ge=1)
+    cpu_seconds_per_1k: float = Field(gt=0, description="one thread, batches as served")
+    joules_per_1k: float | None = Field(default=None, gt=0, description="dynamic joules per 1,000 texts")
+    energy_source: EnergySourceName | None = None
+    energy_relative_uncertainty: float | None = Field(default=None, ge=0)
+    latency: tuple[LatencyCell, ...] = ()
+    compile_cpu_seconds: float | None = Field(default=None, ge=0)
+    compile_joules: float | None = Field(default=None, ge=0)
+    break_even_requests: int | None = Field(default=None, ge=0)
+
+
+class Variant(_Frozen):
+    """One compiled model file of the family: same labels and tokenizer as every other."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    precision: Literal["fp32", "fp16", "int8", "int4"]
+    layers: int = Field(ge=1)
+    graph_form: str = Field(description="the exported form that measured cheapest, e.g. 'dynamo' or 'mha'")
+    model: FileRef
+    cost: CostModel
+    evidence: Evidence
+    reference: bool = Field(default=False, description="kept for comparison (fp32); never chosen by the dial")
+    lineage: tuple[str, ...] = Field(default=(), description="passes that made it, first to last")
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+
+class OperatingPoint(_Frozen):
+    """A way to answer. Position 0 of `Manifest.points` is full quality; each next one is cheaper."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    variant: str
+    accuracy: float = Field(ge=0, le=1)
+    accuracy_lower: float = Field(ge=0, le=1)
+    relative_accuracy: float = Field(ge=0)
+    cpu_seconds_per_1k: float = Field(gt=0)
+    joules_per_1k: float | None = Field(default=None, gt=0)
+
+
+class TargetCpu(_Frozen):
+    """The CPU that the quantized files were made and measured for."""
+
+    model: str
+    vnni: bool
+    reduce_range: bool
+    flags: tuple[str, ...] = ()
+
+
+class Manifest(_Frozen):
+    """One immutable version of a family."""
+
+    schema_version: Literal[1] = 1
+    family: str = Field(pattern=NAME_PATTERN)
+    created_utc: str
+    task: Literal["text-classification"] = "text-classification"
+    pair: bool = False
+    labels: tuple[str, ...] = Field(min_length=1)
+    max_tokens: int = Field(ge=1, description="longest input the position table allows, special tokens included")
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    pad_id: int = Field(default=0, ge=0)
+    tokenizer: FileRef
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    points: tuple[OperatingPoint, ...] = Field(min_length=1)
+    teacher_accuracy: float = Field(ge=0, le=1)
+    target_cpu: TargetCpu
+    dataset_sha256: str
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    libraries: dict[str, str] = Field(default_factory=dict)
+    candidates: tuple[dict[str, Any], ...] = Field(default=(), description="every candidate, failed ones with why")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [v.name for v in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"variants: names repeat: {names}")
+        for point in self.points:
+            if point.variant not in names:
+                raise ValueError(f"points.{point.name}: variant '{point.variant}' is not in {names}")
+        costs = [p.cpu_seconds_per_1k for p in self.points]
+        if costs != sorted(costs, reverse=True):
+            raise ValueError("points: must run from full quality to cheapest (falling cpu_seconds_per_1k)")
+        return self
+
+    def variant(self, name: str) -> Variant:
+        """The variant called `name`; KeyError if there is none."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise KeyError(name)
+
+    def files(self) -> tuple[FileRef, ...]:
+        """Every file the version needs, tokenizer first."""
+        return (self.tokenizer, *(v.model for v in self.variants))

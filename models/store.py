@@ -1,0 +1,197 @@
+"""The model store: immutable versions of families in a local folder, published atomically, verified by digest.
+
+Layout: `<root>/<family>/<version>/{manifest.json, files…}` and `<root>/<family>/current`, a text file that names the
+version in force. A version is called `<NNNN>-<first 12 hex digits of the manifest's SHA-256>`, so a changed byte in
+the manifest contradicts its own folder's name, and the manifest's digests cover every other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from models.manifest import FileRef, Manifest
+
+_VERSION = re.compile(r"^(\d{4,})-([0-9a-f]{12})$")
+
+
+class StoreError(Exception):
+    """A store operation failed; the message names the path and the remedy."""
+
+
+class NotFound(StoreError):
+    """No such family or version."""
+
+
+class Corrupt(StoreError):
+    """Bytes on disk contradict their digest; the version must not be loaded."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A verified, readable version: its manifest and the folder that holds its files."""
+
+    family: str
+    name: str
+    path: Path
+    manifest: Manifest
+
+    def file(self, ref: FileRef) -> Path:
+        """Absolute path of one of the version's files."""
+        return self.path / ref.path
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def file_ref(root: Path, relative: str) -> FileRef:
+    """Describe the file `root/relative` as it is on disk now."""
+    path = root / relative
+    return FileRef(path=relative, sha256=sha256_file(path), size_bytes=path.stat().st_size)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader sees the old or the new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class Store:
+    """A folder of published families."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+
+    def families(self) -> list[str]:
+        """Names of the families that have at least one version."""
+        if not self.root.is_dir():
+            return []
+        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and self.versions(p.name))
+
+    def versions(self, family: str) -> list[str]:
+        """Version names, oldest first."""
+        folder = self.root / family
+        if not folder.is_dir():
+            return []
+        found = [(int(m[1]), p.name) for p in folder.iterdir() if (m := _VERSION.match(p.name))]
+        return [name for _, name in sorted(found)]
+
+    def current(self, family: str) -> str:
+        """The version in force; NotFound if nothing is published."""
+        pointer = self.root / family / "current"
+        if pointer.is_file():
+            return pointer.read_text().strip()
+        raise NotFound(
+            f"no family '{family}' in the store {self.root}: compile one with `jouleserve-compile run RECIPE`"
+        )
+
+    def open(self, family: str, version: str | None = None) -> Version:
+        """Verify a version's every digest and return it.
+
+        Raises NotFound if it is missing and Corrupt, naming the file, if any byte differs from what was published.
+        """
+        name = version or self.current(family)
+        match = _VERSION.match(name)
+        path = self.root / family / name
+        if not match or not (path / "manifest.json").is_file():
+            raise NotFound(f"{path}: no such version; there are {self.versions(family) or 'none'}")
+        raw = (path / "manifest.json").read_bytes()
+        if hashlib.sha256(raw).hexdigest()[:12] != match[2]:
+            raise Corrupt(f"{path / 'manifest.json'}: its digest is not the one in the version's name")
+        try:
+            manifest = Manifest.model_validate_json(raw)
+        except ValidationError as error:
+            raise Corrupt(f"{path / 'manifest.json'}: not a manifest this release reads: {error}") from error
+        for ref in manifest.files():
+            self._verify(path / ref.path, ref)
+        return Version(family, name, path, manifest)
+
+    def open_newest_sound(self, family: str) -> tuple[Version, list[str]]:
+        """The current version or, where its bytes fail verification, the newest older one that is sound.
+
+        Returns it with one message for each version refused. Raises Corrupt if none is sound.
+        """
+        names = self.versions(family)
+        current = self.current(family)
+        if current not in names:
+            raise NotFound(f"{self.root / family / 'current'} names '{current}', which does not exist")
+        refused: list[str] = []
+        for name in reversed(names[: names.index(current) + 1]):
+            try:
+                return self.open(family, name), refused
+            except Corrupt as error:
+                refused.append(str(error))
+        raise Corrupt(f"no sound version of '{family}' is left: {'; '.join(refused)}")
+
+    def publish(self, manifest: Manifest, files: Path) -> Version:
+        """Copy the manifest's files out of folder `files` into a new version and make it current.
+
+        The version appears whole or not at all: it is built beside its place and renamed.
+        Raises Corrupt if a file does not match the manifest's digest.
+        """
+        raw = manifest.model_dump_json(indent=1).encode()
+        digest = hashlib.sha256(raw).hexdigest()[:12]
+        folder = self.root / manifest.family
+        folder.mkdir(parents=True, exist_ok=True)
+        for existing in self.versions(manifest.family):
+            if existing.endswith(digest):
+                self.set_current(manifest.family, existing)
+                return self.open(manifest.family, existing)
+        numbers = [int(v.split("-")[0]) for v in self.versions(manifest.family)]
+        name = f"{max(numbers, default=0) + 1:04d}-{digest}"
+        staging = Path(tempfile.mkdtemp(dir=folder, prefix=".publishing-"))
+        try:
+            for ref in manifest.files():
+                target = staging / ref.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(files / ref.path, target)
+                self._verify(target, ref)
+            write_atomic(staging / "manifest.json", raw)
+            staging.chmod(0o755)
+            staging.rename(folder / name)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        self.set_current(manifest.family, name)
+        return Version(manifest.family, name, folder / name, manifest)
+
+    def set_current(self, family: str, version: str) -> None:
+        """Point the family at `version` (publishing and rolling back are the same step)."""
+        if version not in self.versions(family):
+            raise NotFound(f"{self.root / family / version}: no such version; there are {self.versions(family)}")
+        write_atomic(self.root / family / "current", f"{version}\n".encode())
+
+    def prune(self, family: str, keep: int = 3) -> list[str]:
+        """Delete all but the newest `keep` versions and the current one; returns what went."""
+        names = self.versions(family)
+        gone = [n for n in names[: max(0, len(names) - keep)] if n != self.current(family)]
+        for name in gone:
+            shutil.rmtree(self.root / family / name)
+        return gone
+
+    @staticmethod
+    def _verify(path: Path, ref: FileRef) -> None:
+        if not path.is_file():
+            raise Corrupt(f"{path}: missing; the manifest names it")
+        if path.stat().st_size != ref.size_bytes or sha256_file(path) != ref.sha256:
+            raise Corrupt(f"{path}: its bytes differ from the manifest's digest; publish it again")

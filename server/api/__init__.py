@@ -1,0 +1,1 @@
+"""Protocols: thin adapters over the engine."""

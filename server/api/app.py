@@ -1,0 +1,128 @@
+"""The ASGI app of a replica: raw ASGI on the hot route, FastAPI for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import orjson
+from fastapi import FastAPI
+from fastapi.responses import ORJSONResponse, Response
+
+from server.api.errors import http_error
+from server.api.http import Headers, Receive, Scope, Send, header, read_body, reply, watcher
+from server.api.openapi import describe_predict
+from server.api.predict import answer_headers, parse_predict, parse_quality, render_predictions
+from server.engine.engine import Engine, never_gone
+from server.engine.errors import ClientGone, EngineError, NotReady, Overloaded
+
+
+class Joules(Protocol):
+    """What turns CPU time into provisional joules; a replica's `NodeLink`."""
+
+    joules_per_cpu_second: float | None
+    sources: tuple[str, ...]
+
+
+class Replies:
+    """Turns a `/predict` body into a reply; knows no protocol."""
+
+    def __init__(self, engine: Engine, joules: Joules, max_body_bytes: int) -> None:
+        self.engine = engine
+        self.max_body_bytes = max_body_bytes
+        self._joules = joules
+
+    async def predict(
+        self, body: bytes, quality: bytes | None, is_gone: Callable[[], bool] = never_gone
+    ) -> tuple[bytes, Headers]:
+        """JSON and headers of the reply. Raises an EngineError."""
+        family = self.engine.family
+        request = parse_predict(body)
+        answers = await self.engine.predict(
+            request.texts, quality=parse_quality(quality), truncate=request.truncate, is_gone=is_gone
+        )
+        headers = answer_headers(answers, self._joules.joules_per_cpu_second, self._joules.sources, family.version)
+        return render_predictions(request, answers, family.manifest), headers
+
+
+class App:
+    """ASGI 3 application."""
+
+    def __init__(self, replies: Replies, status: Callable[[], dict[str, Any]]) -> None:
+        self._replies = replies
+        self._rest = build_rest(replies.engine, status)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request (or a lifespan message)."""
+        if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
+            await self._predict(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)
+
+    async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(receive, self._replies.max_body_bytes)
+            content, headers = await self._replies.predict(body, header(scope, b"x-quality"), watcher(receive))
+        except ClientGone:
+            return
+        except EngineError as error:
+            await reply_error(send, error)
+            return
+        await reply(send, 200, content, headers)
+
+
+async def reply_error(send: Send, error: EngineError) -> None:
+    """Send an error in text-embeddings-inference's body shape."""
+    status, error_type = http_error(error)
+    headers: Headers = []
+    if isinstance(error, Overloaded):
+        headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
+    if isinstance(error, NotReady):
+        headers.append((b"retry-after", b"1"))
+    body = orjson.dumps({"error": str(error), "error_type": error_type})
+    await reply(send, status, body, headers)
+
+
+def build_rest(engine: Engine, status: Callable[[], dict[str, Any]]) -> FastAPI:
+    """The cold routes: `/info`, `/health`, `/docs`, `/openapi.json`."""
+    rest = FastAPI(
+        title="JouleServe",
+        version="0.1.0",
+        description="Text classification at the fewest joules that an accuracy floor allows.",
+        default_response_class=ORJSONResponse,
+    )
+
+    @rest.get("/health", summary="Whether requests are accepted", responses={503: {"description": "draining"}})
+    async def health() -> Response:
+        return Response(status_code=200 if engine.ready else 503)
+
+    @rest.get("/info", summary="The family that is served, its operating points and the dial")
+    async def info() -> dict[str, Any]:
+        return {**describe_family(engine), **status()}
+
+    describe_predict(rest)
+    return rest
+
+
+def describe_family(engine: Engine) -> dict[str, Any]:
+    """What is served: text-embeddings-inference's `/info` fields, then ours."""
+    family, limits = engine.family, engine.limits
+    manifest = family.manifest
+    labels = {str(index): label for index, label in enumerate(manifest.labels)}
+    return {
+        "model_id": manifest.family,
+        "model_sha": family.version,
+        "model_dtype": manifest.variant(manifest.points[0].variant).precision,
+        "model_type": {"classifier": {"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}}},
+        "max_input_length": manifest.max_tokens,
+        "max_batch_tokens": limits.batch.max_tokens,
+        "max_batch_requests": limits.batch.max_rows,
+        "max_client_batch_size": limits.max_texts_per_request,
+        "max_concurrent_requests": limits.max_queue_requests,
+        "version": "0.1.0",
+        "pair": manifest.pair,
+        "points": [point.model_dump() for point in manifest.points],
+        "dial": engine.dial.to_dict(),
+        "cache": {"entries": len(engine.cache), "bytes": engine.cache.size_bytes},
+        "queued": engine.queued,
+    }

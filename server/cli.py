@@ -1,0 +1,136 @@
+"""The `jouleserve` command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from models.store import Store, StoreError
+from server.config import LoadedSettings, SettingsError, load
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Serve transformer models at the fewest joules per answer."
+)
+models_app = typer.Typer(no_args_is_help=True, help="Look at and choose published versions.")
+app.add_typer(models_app, name="models")
+console = Console()
+errors = Console(stderr=True)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML settings file (default: jouleserve.yaml).")]
+SetOption = Annotated[list[str], typer.Option("--set", help="One setting, as section.field=value. Repeatable.")]
+
+
+def _settings(config: Path | None, assignments: Sequence[str]) -> LoadedSettings:
+    return load(config, assignments_of(assignments))
+
+
+def assignments_of(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["a.b=1"]` as `{"a.b": "1"}`. Raises SettingsError on a word without `=`."""
+    pairs: dict[str, Any] = {}
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            raise SettingsError([f"{assignment}: not an assignment; write section.field=value"])
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _set_up_logging(level: str) -> None:
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+@app.command()
+def up(config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006 - typer reads the default
+    """Start the server and serve until Ctrl-C."""
+    settings = _settings(config, assign).settings
+    _set_up_logging(settings.server.log_level)
+    from server.supervisor import run_supervisor
+
+    run_supervisor(settings, lambda line: console.print(line, highlight=False, soft_wrap=True))
+
+
+@app.command("config")
+def show_config(config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
+    """Print every setting in force, where it came from and what it trades."""
+    typer.echo(_settings(config, assign).explain(), nl=False)
+
+
+@app.command()
+def tune(
+    changes: Annotated[
+        list[str] | None, typer.Argument(help="section.field=value …; none shows what is in force")
+    ] = None,
+    config: ConfigOption = None,
+    assign: SetOption = [],  # noqa: B006
+) -> None:
+    """Change settings of the running server, without a restart or a lost request."""
+    from server.shaping import tuning
+
+    settings = _settings(config, assign).settings
+    path = settings.tuning_path
+    if changes:
+        manifest = Store(settings.model.store).open(settings.model.family).manifest
+        check = tuning.check_points(point.name for point in manifest.points)
+        taken = tuning.tune(path, assignments_of(changes), check)
+        console.print(f"taken as version {taken.version}: {path}; replicas follow within about two seconds")
+    else:
+        console.print_json(data=tuning.load(path).to_user_config())
+
+
+@app.command()
+def conserve(config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
+    """Show that attributed + idle + overhead + other joules are what the meter counted."""
+    from server.ledger_view import print_conservation
+
+    server = _settings(config, assign).settings.server
+    raise typer.Exit(print_conservation(console, f"http://{server.host}:{server.metrics_port}"))
+
+
+@models_app.command("list")
+def list_models(config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
+    """Families and versions in the store."""
+    store = Store(_settings(config, assign).settings.model.store)
+    table = Table("family", "version", "current", "points")
+    for family in store.families():
+        for name in store.versions(family):
+            try:
+                points = ", ".join(point.name for point in store.open(family, name).manifest.points)
+            except StoreError as error:
+                points = f"refused: {error}"
+            table.add_row(family, name, "yes" if name == store.current(family) else "", points)
+    console.print(table)
+
+
+@models_app.command("use")
+def use_model(version: str, config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
+    """Make VERSION the current one (also how to roll back); a running server follows within seconds."""
+    model = _settings(config, assign).settings.model
+    store = Store(model.store)
+    store.open(model.family, version)
+    store.set_current(model.family, version)
+    console.print(f"{model.family}: {version} is current")
+
+
+def main() -> None:
+    """Entry point: settings and store errors become a clear line and exit code 2."""
+    try:
+        app()
+    except SettingsError as error:
+        for problem in error.problems:
+            errors.print(f"error: {problem}", style="red", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except StoreError as error:
+        errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None

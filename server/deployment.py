@@ -1,0 +1,90 @@
+"""Ray Serve wiring, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from server.lean import APP_NAME, ray_init_arguments
+from server.replica import Orders, Replica
+from server.settings import Settings
+
+# Serve's own queue in front of a replica must never fill before the engine's, which answers 429 in good form.
+MAX_ONGOING_REQUESTS = 100_000
+
+
+@serve.ingress()
+class _Ingress:
+    """The replica inside a Serve actor."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._replica = Replica(Settings.model_validate(settings))
+
+    def __serve_build_asgi_app__(self) -> Any:
+        async def dispatch(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":
+                # Serve sends it before the first orders, without which there is no app yet.
+                for phase in ("startup", "shutdown"):
+                    await receive()
+                    await send({"type": f"lifespan.{phase}.complete"})
+                return
+            assert self._replica.app is not None
+            await self._replica.app(scope, receive, send)
+
+        return dispatch
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve once after the constructor and then at each change of the user_config."""
+        await self._replica.obey(Orders.from_user_config(user_config))
+
+    async def check_health(self) -> None:
+        """Raises when the replica should be replaced."""
+        if self._replica.engine is None:
+            raise RuntimeError("the engine has not started")
+
+    async def __del__(self) -> None:
+        await self._replica.stop()
+
+
+def start_ray(settings: Settings, *, cpus: int, temp_dir: Path | None = None) -> None:
+    """Start a Ray node and Serve's controller and proxy in it. The lean environment must be set already."""
+    ray.init(**ray_init_arguments(cpus=cpus, dashboard=settings.server.dashboard, temp_dir=temp_dir))
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": settings.server.host, "port": settings.server.port},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+
+
+def deploy(settings: Settings, orders: Orders, *, code_version: str) -> None:
+    """Deploy, or hand new orders to the replicas that run.
+
+    `code_version` stays the same as long as only the orders change: Serve then reconfigures the replicas in place
+    instead of replacing them.
+    """
+    options: dict[str, Any] = {
+        "name": APP_NAME,
+        "num_replicas": 1,
+        "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+        "ray_actor_options": {"num_cpus": 1},
+        "user_config": orders.to_user_config(),
+        "health_check_period_s": 10,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": settings.server.drain_timeout_s,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
+    }
+    deployment = serve.deployment(_Ingress).options(**options)
+    # Serve makes a random version for each `serve.run`, which would restart the replicas at each turn of the dial.
+    deployment = deployment.options(version=code_version, _internal=True)
+    arguments = settings.model_dump(mode="json")
+    serve.run(deployment.bind(arguments), name=APP_NAME, route_prefix="/")
+
+
+def stop_ray() -> None:
+    """Drain and end the replicas, then Serve, then Ray."""
+    serve.shutdown()
+    ray.shutdown()

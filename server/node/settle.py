@@ -1,0 +1,227 @@
+"""Closes settlement windows: ticks of the meters on one side, replicas' records on the other. Pure state, no I/O.
+
+A window opens when the one before closes. It closes at the first tick at which every live replica answered that
+tick's poll, or after MAX_TICKS; a replica without a record by then is late and its share of the window's energy goes
+to `other`. When the record comes after all, its requests count, but only CPU time that the replica spent in the open
+window can still earn joules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from energy.attribution import Attribution, DomainEnergy, Window, attribute, largest_remainder
+from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
+from energy.idle import IdleModel
+from energy.ledger import Account, Ledger
+from energy.meter import Tick
+from server.node.totals import Increase, ServingTotals, increase
+from server.node.wire import Snapshot, cpu_bucket_middle_ns
+
+MAX_TICKS = 3
+_RATE_KEEP = 0.9
+_UJ_PER_NS_IN_WATTS = NANOSECONDS_PER_SECOND / MICROJOULES_PER_JOULE
+
+
+@dataclass
+class ReplicaAccount:
+    """What the settlement knows of one replica process."""
+
+    instance: str
+    settled: Snapshot | None = None
+    """The last snapshot whose figures are in the totals."""
+    newest: Snapshot | None = None
+    """The last snapshot that came."""
+    covered: bool = False
+    """True if `settled` is of the moment the open window began."""
+    gone: bool = False
+    """The process ended; its last snapshot is settled with the open window."""
+
+    def receive(self, snapshot: Snapshot) -> None:
+        """Take a snapshot; one that is older than what is known is ignored."""
+        known = self.newest or self.settled
+        if known is None or snapshot.revision >= known.revision:
+            self.newest = snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class MachineTick:
+    """One tick as differences to the tick before."""
+
+    meters: Tick
+    busy_cpu_ns: int
+    offered_cpu_ns: int
+    """CPU time on offer: elapsed time times processors."""
+    serving_cpu_ns: int
+    replica_cpu_ns: Mapping[str, int]
+    """CPU time of each replica process by instance; without an entry where it cannot be seen."""
+
+
+@dataclass
+class _OpenWindow:
+    ticks: int = 0
+    energy_uj: dict[Domain, int] = field(default_factory=dict)
+    idle_uj: dict[Domain, int] = field(default_factory=dict)
+    busy_cpu_ns: int = 0
+    serving_cpu_ns: int = 0
+    replica_cpu_ns: dict[str, int] = field(default_factory=dict)
+
+
+class Settlement:
+    """The open window, the replicas, and the books they are settled into."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        totals: ServingTotals,
+        idle: IdleModel,
+        fixed_joules_per_cpu_second: float | None = None,
+    ) -> None:
+        """`fixed_joules_per_cpu_second` is the rate where the source knows it by construction."""
+        self.ledger = ledger
+        self.totals = totals
+        self.replicas: dict[str, ReplicaAccount] = {}
+        self._idle = idle
+        self._fixed_rate = fixed_joules_per_cpu_second
+        self._window = _OpenWindow()
+        self._carried_cpu_ns: dict[Account, int] = {}
+        self._rate_uj = 0.0
+        self._rate_cpu_ns = 0.0
+
+    @property
+    def joules_per_cpu_second(self) -> float | None:
+        """Dynamic joules of a second of CPU time lately; None before any was seen."""
+        if self._fixed_rate is not None:
+            return self._fixed_rate
+        if self._rate_cpu_ns <= 0:
+            return None
+        return self._rate_uj / self._rate_cpu_ns * _UJ_PER_NS_IN_WATTS
+
+    @property
+    def pending_uj(self) -> int:
+        """Metered energy of the open window, overlapping domains left out."""
+        return sum(uj for domain, uj in self._window.energy_uj.items() if not domain.overlaps)
+
+    def replica(self, instance: str) -> ReplicaAccount:
+        """The account of a replica, opened if it is new."""
+        return self.replicas.setdefault(instance, ReplicaAccount(instance))
+
+    def tick(self, tick: MachineTick, answered: set[str], grams_per_kwh: float | None) -> bool:
+        """Add a tick to the open window and close it if it can be; True if it was closed.
+
+        `answered` holds the replicas whose record of this very tick is in.
+        """
+        self._accumulate(tick)
+        waiting = [r for r in self.replicas.values() if not r.gone and r.instance not in answered]
+        if waiting and self._window.ticks < MAX_TICKS:
+            return False
+        self.close(grams_per_kwh)
+        return True
+
+    def close(self, grams_per_kwh: float | None) -> None:
+        """Settle the open window with the records that are in."""
+        window, self._window = self._window, _OpenWindow()
+        claims: dict[Account, int] = {}
+        unseen_ns = late_ns = 0
+        changes: list[Increase] = []
+        for replica in list(self.replicas.values()):
+            seen_ns = window.replica_cpu_ns.get(replica.instance)
+            change = self._take_record(replica)
+            if change is None:
+                if not replica.gone:
+                    self.totals.late_records += 1
+                    late_ns += seen_ns or 0
+                    replica.covered = False
+            else:
+                granted = self._claims_of(change, seen_ns, replica.covered)
+                for account, cpu_ns in granted.items():
+                    claims[account] = claims.get(account, 0) + cpu_ns
+                if seen_ns is None:
+                    unseen_ns += sum(granted.values())
+                replica.covered = True
+                changes.append(change)
+            if replica.gone:
+                del self.replicas[replica.instance]
+        for account, cpu_ns in self._carried_cpu_ns.items():
+            claims[account] = claims.get(account, 0) + cpu_ns
+        attribution = attribute(
+            Window(
+                domains=[DomainEnergy(domain, uj, window.idle_uj[domain]) for domain, uj in window.energy_uj.items()],
+                busy_cpu_ns=window.busy_cpu_ns,
+                serving_cpu_ns=window.serving_cpu_ns + unseen_ns,
+                claims_cpu_ns=claims,
+                late_cpu_ns=late_ns,
+            )
+        )
+        self.ledger.settle(attribution, grams_per_kwh)
+        self._carry(attribution, window.busy_cpu_ns)
+        self._learn_rate(attribution, max(window.busy_cpu_ns, window.serving_cpu_ns + unseen_ns))
+        for change in changes:
+            self._enter(change)
+
+    def _accumulate(self, tick: MachineTick) -> None:
+        window = self._window
+        window.ticks += 1
+        window.busy_cpu_ns += tick.busy_cpu_ns
+        window.serving_cpu_ns += tick.serving_cpu_ns
+        for instance, cpu_ns in tick.replica_cpu_ns.items():
+            window.replica_cpu_ns[instance] = window.replica_cpu_ns.get(instance, 0) + cpu_ns
+        busy_share = tick.busy_cpu_ns / tick.offered_cpu_ns if tick.offered_cpu_ns > 0 else 0.0
+        for delta in tick.meters.deltas:
+            domain = delta.domain
+            idle_uj = self._idle.idle_uj(delta, busy_share)
+            window.energy_uj[domain] = window.energy_uj.get(domain, 0) + delta.energy_uj
+            window.idle_uj[domain] = window.idle_uj.get(domain, 0) + idle_uj
+        self.ledger.meter(tick.meters.deltas)
+
+    @staticmethod
+    def _take_record(replica: ReplicaAccount) -> Increase | None:
+        newest = replica.newest
+        if newest is None:
+            return None
+        change = increase(newest, replica.settled)
+        replica.settled, replica.newest = newest, None
+        return change
+
+    def _claims_of(self, change: Increase, seen_ns: int | None, covered: bool) -> dict[Account, int]:
+        """Claims of a record for the open window: all of it, or what the replica can have spent in it."""
+        accounts = [Account(change.model, *key) for key in change.requests]
+        claims = [totals.cpu_ns for totals in change.requests.values()]
+        if not covered:
+            limit_ns = min(seen_ns or 0, sum(claims))
+            self.totals.unmeasured_cpu_ns += sum(claims) - limit_ns
+            claims = largest_remainder(limit_ns, claims)
+        return dict(zip(accounts, claims, strict=True))
+
+    def _carry(self, attribution: Attribution[Account], busy_cpu_ns: int) -> None:
+        """Hand claims that had no CPU time behind them to the next window, at most a window's worth.
+
+        A batch that spans two windows is claimed in the second one, so claims run ahead of CPU time there and lag
+        behind elsewhere.
+        """
+        excess = attribution.excess_cpu_ns
+        total = sum(excess.values())
+        kept = min(total, busy_cpu_ns)
+        self.totals.dropped_cpu_ns += total - kept
+        shares = largest_remainder(kept, list(excess.values()))
+        self._carried_cpu_ns = {account: ns for account, ns in zip(excess, shares, strict=True) if ns}
+
+    def _learn_rate(self, attribution: Attribution[Account], cpu_ns: int) -> None:
+        dynamic_uj = sum(s.energy_uj - s.idle_uj for s in attribution.splits if s.domain.on_cpu)
+        self._rate_uj = _RATE_KEEP * self._rate_uj + dynamic_uj
+        self._rate_cpu_ns = _RATE_KEEP * self._rate_cpu_ns + cpu_ns
+
+    def _enter(self, change: Increase) -> None:
+        """Count what a record says; energies by bucket use the rate in force."""
+        self.totals.add(change)
+        rate = self.joules_per_cpu_second
+        if rate is None:
+            return
+        for key, totals in change.requests.items():
+            account = Account(change.model, *key)
+            for index, count in totals.buckets.items():
+                seconds = cpu_bucket_middle_ns(index) / NANOSECONDS_PER_SECOND
+                self.ledger.observe(account, rate * seconds, count)
+        for reason, cpu_ns in change.avoided_cpu_ns.items():
+            self.ledger.avoid(reason, int(cpu_ns / NANOSECONDS_PER_SECOND * rate * MICROJOULES_PER_JOULE))

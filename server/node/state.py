@@ -1,0 +1,100 @@
+"""What the node process keeps on disk: totals, the replicas' last settled snapshots, learned idle powers, one file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from energy.ledger import Ledger, LedgerError
+from server.node.totals import ServingTotals, TotalsError
+from server.node.wire import Snapshot, WireError, decode_snapshot, encode_snapshot
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+@dataclass
+class NodeState:
+    """Everything that survives a restart."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    totals: ServingTotals = field(default_factory=ServingTotals)
+    settled: dict[str, Snapshot] = field(default_factory=dict)
+    """Last settled snapshot of each replica that was alive, so that none of it is counted again."""
+    idle_watts: Mapping[str, Any] = field(default_factory=dict)
+    meter_cpu_seconds: float = 0.0
+    """CPU time of earlier node processes."""
+
+    def encode(self) -> bytes:
+        """The file's content."""
+        tree = {
+            "version": VERSION,
+            "ledger": self.ledger.to_json(),
+            "totals": self.totals.to_json(),
+            "settled": {name: encode_snapshot(snap).hex() for name, snap in self.settled.items()},
+            "idle_watts": dict(self.idle_watts),
+            "meter_cpu_seconds": self.meter_cpu_seconds,
+        }
+        return json.dumps(tree, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> NodeState:
+        """Turn `encode` back. Raises ValueError."""
+        try:
+            tree = json.loads(data)
+            if tree["version"] != VERSION:
+                raise ValueError(f"version: {tree['version']!r}, not {VERSION}")
+            return cls(
+                ledger=Ledger.from_json(tree["ledger"]),
+                totals=ServingTotals.from_json(tree["totals"]),
+                settled={str(name): decode_snapshot(bytes.fromhex(snap)) for name, snap in tree["settled"].items()},
+                idle_watts=dict(tree["idle_watts"]),
+                meter_cpu_seconds=float(tree["meter_cpu_seconds"]),
+            )
+        except (LedgerError, TotalsError, WireError) as error:
+            raise ValueError(str(error)) from None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{error!r}") from None
+
+
+def write_atomic(path: Path, data: bytes, *, durable: bool) -> None:
+    """Replace `path` by `data` so that a reader sees the old or the new content, never a part.
+
+    `durable` also waits until the disk has it, for a power cut; a crash of the process loses nothing either way.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def load(path: Path) -> NodeState:
+    """Read the state; a fresh one if there is none. A file that is not ours is kept aside under another name."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return NodeState()
+    try:
+        return NodeState.decode(data)
+    except ValueError as error:
+        aside = path.with_name(f"{path.name}.unreadable-{int(time.time())}")
+        os.replace(path, aside)
+        log.error("%s cannot be read (%s): totals begin anew, the file is kept as %s", path, error, aside.name)
+        return NodeState()

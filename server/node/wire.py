@@ -1,0 +1,232 @@
+"""What replicas and the node process say to each other: msgpack maps in UNIX datagrams.
+
+All of a replica's figures are cumulative since its process started, so a datagram that is lost, late or
+comes twice loses and doubles nothing: the node takes differences between the snapshots it has seen.
+
+| message | from | fields | |---|---|---| | hello  | replica | id, pid, started (clock ticks since boot) | |
+poll   | node    | n (tick number), seen [id, revision], joules (per CPU-second or nil), grams (per kWh or
+nil), sources | | report | replica | id, n, and snap (a snapshot) or same (the revision that the node has
+seen already) | | bye    | replica | id, snap |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+
+VERSION = 1
+MAX_DATAGRAM_BYTES = 100_000
+NODE_SOCKET = "node.sock"
+# sockaddr_un holds 108 bytes, one of them the closing zero.
+_MAX_PATH_BYTES = 107
+_LONGEST_NAME = "r-0123456789ab.sock"
+
+QUALITIES = ("strict", "standard", "eco")
+OUTCOMES = ("ok", "cached", "error", "cancelled", "shed")
+AVOIDED = ("cache", "fallback", "batching", "quantized")
+COUNTERS = (
+    "batches",
+    "rows",
+    "tokens",
+    "padded_tokens",
+    "cache_hits",
+    "cache_misses",
+    "cache_evictions",
+    "escalations",
+    "serving_cpu_ns",
+)
+GAUGES = ("queue_depth", "in_flight", "cache_bytes", "cache_entries")
+PHASES = ("queue", "tokenize", "infer", "total")
+
+_MS = 1_000_000
+DURATION_BOUNDS_NS = tuple(
+    round(value * _MS) for value in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
+)
+BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+HISTOGRAMS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(PHASES, DURATION_BOUNDS_NS),
+    "batch_rows": BATCH_BOUNDS,
+    "batch_tokens": BATCH_BOUNDS,
+}
+"""Name to upper bounds: durations in nanoseconds, batch sizes in rows and in tokens with padding."""
+
+_MIN_BITS = 13
+_MAX_BITS = 37
+CPU_BUCKETS = (_MAX_BITS - _MIN_BITS) * 4 + 1
+
+
+def cpu_bucket(cpu_ns: int) -> int:
+    """The index of a CPU time in a histogram with four buckets an octave, from 8 microseconds to 137
+    seconds.
+    """
+    bits = cpu_ns.bit_length()
+    if bits <= _MIN_BITS:
+        return 0
+    if bits > _MAX_BITS:
+        return CPU_BUCKETS - 1
+    return 1 + ((bits - 1 - _MIN_BITS) << 2) + ((cpu_ns >> (bits - 3)) & 3)
+
+
+def cpu_bucket_middle_ns(index: int) -> int:
+    """A CPU time in the middle of a bucket of `cpu_bucket`."""
+    if index <= 0:
+        return 1 << (_MIN_BITS - 1)
+    octave, quarter = divmod(index - 1, 4)
+    return (1 << (octave + _MIN_BITS)) * (9 + 2 * quarter) // 8
+
+
+class WireError(ValueError):
+    """A datagram is not what it should be; the message names the field."""
+
+
+class RequestKey(NamedTuple):
+    """What a request's figures are kept apart by. `variant` and `point` are empty if nothing was computed."""
+
+    variant: str
+    point: str
+    quality: str
+    outcome: str
+
+
+@dataclass(slots=True)
+class RequestTotals:
+    """Cumulative figures of one key."""
+
+    count: int = 0
+    cpu_ns: int = 0
+    buckets: dict[int, int] = field(default_factory=dict)
+    """Requests by `cpu_bucket` of their CPU time."""
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Cumulative figures of one histogram; `buckets` holds counts by index into the bounds, last = above
+    all.
+    """
+
+    count: int = 0
+    total: int = 0
+    buckets: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """All that a replica process has counted since its start."""
+
+    instance: str
+    pid: int
+    started_ticks: int
+    revision: int
+    model: str
+    requests: dict[RequestKey, RequestTotals]
+    counters: dict[str, int]
+    avoided_cpu_ns: dict[str, int]
+    gauges: dict[str, float]
+    histograms: dict[str, Histogram]
+
+    @property
+    def cpu_ns(self) -> int:
+        """CPU time that requests owe."""
+        return sum(totals.cpu_ns for totals in self.requests.values())
+
+
+def socket_path(run_dir: Path, name: str = NODE_SOCKET) -> str:
+    """The path of a socket in the run folder. Raises ValueError if the folder's name is too long for one."""
+    if len(str(run_dir / _LONGEST_NAME).encode()) > _MAX_PATH_BYTES:
+        limit = _MAX_PATH_BYTES - len(_LONGEST_NAME) - 1
+        raise ValueError(f"run_dir: {run_dir} is too long for a UNIX socket; give a path of {limit} bytes at most")
+    return str(run_dir / name)
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """Encode a message."""
+    data: bytes = msgpack.packb(message, use_bin_type=True)
+    return data
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """Decode a message of this version. Raises WireError."""
+    try:
+        message = msgpack.unpackb(data, raw=False, strict_map_key=False, max_buffer_size=2 * MAX_DATAGRAM_BYTES)
+    except (ValueError, msgpack.exceptions.UnpackException, UnicodeDecodeError) as error:
+        raise WireError(f"datagram: not msgpack ({error})") from None
+    if not isinstance(message, dict) or message.get("v") != VERSION:
+        raise WireError(f"v: not a message of version {VERSION}; replicas and node must be of one release")
+    return message
+
+
+def encode_snapshot(snapshot: Snapshot) -> bytes:
+    """Encode a snapshot; counts that are 0 are left out."""
+    return pack(
+        {
+            "v": VERSION,
+            "id": snapshot.instance,
+            "pid": snapshot.pid,
+            "started": snapshot.started_ticks,
+            "rev": snapshot.revision,
+            "model": snapshot.model,
+            "req": [[*key, t.count, t.cpu_ns, t.buckets] for key, t in snapshot.requests.items()],
+            "cnt": {name: value for name, value in snapshot.counters.items() if value},
+            "avoid": {name: value for name, value in snapshot.avoided_cpu_ns.items() if value},
+            "gauge": snapshot.gauges,
+            "hist": {n: [h.count, h.total, h.buckets] for n, h in snapshot.histograms.items() if h.count},
+        }
+    )
+
+
+def decode_snapshot(data: bytes) -> Snapshot:
+    """Decode and check a snapshot. Raises WireError."""
+    tree = unpack(data)
+    try:
+        return Snapshot(
+            instance=_text(tree["id"], "id"),
+            pid=_count(tree["pid"], "pid"),
+            started_ticks=_count(tree["started"], "started"),
+            revision=_count(tree["rev"], "rev"),
+            model=_text(tree["model"], "model"),
+            requests=dict(_request(row) for row in tree["req"]),
+            counters=_counts(tree["cnt"], COUNTERS, "cnt"),
+            avoided_cpu_ns=_counts(tree["avoid"], AVOIDED, "avoid"),
+            gauges={name: float(value) for name, value in tree["gauge"].items() if name in GAUGES},
+            histograms={
+                name: Histogram(_count(count, name), _count(total, name), _buckets(buckets, name))
+                for name, (count, total, buckets) in tree["hist"].items()
+                if name in HISTOGRAMS
+            },
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, WireError):
+            raise
+        raise WireError(f"snapshot: {error!r}") from None
+
+
+def _request(row: Any) -> tuple[RequestKey, RequestTotals]:
+    variant, point, quality, outcome, count, cpu_ns, buckets = row
+    if quality not in QUALITIES or outcome not in OUTCOMES:
+        raise WireError(f"req: class {quality!r} with outcome {outcome!r} is not known")
+    key = RequestKey(_text(variant, "variant"), _text(point, "point"), quality, outcome)
+    return key, RequestTotals(_count(count, "count"), _count(cpu_ns, "cpu_ns"), _buckets(buckets, "req"))
+
+
+def _counts(tree: Mapping[str, Any], known: Iterable[str], where: str) -> dict[str, int]:
+    return {name: _count(tree[name], f"{where}.{name}") for name in known if name in tree}
+
+
+def _buckets(tree: Mapping[Any, Any], where: str) -> dict[int, int]:
+    return {_count(index, where): _count(count, where) for index, count in tree.items()}
+
+
+def _count(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise WireError(f"{where}: {value!r} is no count")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or len(value) > 256:
+        raise WireError(f"{where}: no short text")
+    return value

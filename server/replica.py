@@ -1,0 +1,153 @@
+"""A replica: the engine, its ASGI app and its link to the node process. Knows nothing of Ray.
+
+It is told what to do by a plain dict, the `user_config` of the deployment: tunable settings, the dial, and the version
+of the family to serve. A replica that starts later gets the newest one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from models.store import Corrupt, NotFound, Store
+from server.api.app import App, Replies
+from server.engine.batching import BatchLimits
+from server.engine.engine import Engine, EngineLimits
+from server.engine.errors import EngineError
+from server.engine.family import Family, load_family
+from server.settings import Settings
+from server.shaping.policy import DialState
+from server.shaping.tuning import Tunables
+from server.usage import NodeLink, Usage
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the supervisor wants of every replica: serializable, and complete in itself."""
+
+    tunables: Tunables
+    dial: DialState
+    version: str
+
+    def to_user_config(self) -> dict[str, Any]:
+        """A plain dict for Ray Serve's `user_config`."""
+        return {
+            "tunables": self.tunables.to_user_config(),
+            "dial": self.dial.to_dict(),
+            "version": self.version,
+        }
+
+    @classmethod
+    def from_user_config(cls, config: Mapping[str, Any]) -> Orders:
+        """The inverse. Raises SettingsError, ValueError or KeyError on a config that the supervisor did not make."""
+        return cls(
+            Tunables.from_user_config(config["tunables"]),
+            DialState.from_dict(config["dial"]),
+            config["version"],
+        )
+
+
+class Replica:
+    """Everything that answers requests in one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._store = Store(settings.model.store)
+        self._orders: Orders | None = None
+        self._refused_version: str | None = None
+        self._reconfiguring = asyncio.Lock()
+        self.usage = Usage(model=settings.model.family)
+        self.link = NodeLink(settings.server.run_dir, self.usage)
+        self.engine: Engine | None = None
+        self.app: App | None = None
+
+    async def obey(self, orders: Orders) -> None:
+        """Start by the first orders, then follow each later ones."""
+        if self.engine is None:
+            await self._start(orders)
+        else:
+            await self._reconfigure(self.engine, orders)
+
+    async def _start(self, orders: Orders) -> None:
+        """Load and warm the family, then open the link to the node process. Raises StoreError or EngineError."""
+        version = await asyncio.to_thread(self._store.open, self._settings.model.family, orders.version)
+        family = await asyncio.to_thread(load_family, version)
+        self._orders = orders
+        self.engine = Engine(family, self._limits(orders.tunables), orders.dial, self.usage, self.worker_count())
+        replies = Replies(self.engine, self.link, self._settings.server.max_body_bytes)
+        self.app = App(replies, self.status)
+        engine = self.engine
+        self.usage.gauges.update(
+            queue_depth=lambda: engine.queued,
+            in_flight=lambda: engine.active,
+            cache_bytes=lambda: engine.cache.size_bytes,
+            cache_entries=lambda: len(engine.cache),
+        )
+        await self.link.start()
+
+    async def _reconfigure(self, engine: Engine, orders: Orders) -> None:
+        """Take new orders without losing a request. A version that is corrupt or will not load is refused: the one in
+        force stays, and `status` says so."""
+        async with self._reconfiguring:
+            family = engine.family
+            if orders.version not in (family.version, self._refused_version):
+                family = await self._load_or_keep(orders.version, family)
+            if family is not engine.family:
+                engine.swap(family, orders.dial)
+            engine.reconfigure(self._limits(orders.tunables), orders.dial)
+            self._orders = orders
+
+    async def stop(self) -> None:
+        """Answer what was accepted, then end."""
+        if self.engine is not None:
+            drained = await self.engine.drain(self._settings.server.drain_timeout_s)
+            if not drained:
+                log.warning("drain_cut_short", seconds=self._settings.server.drain_timeout_s)
+            self.engine.close()
+        await self.link.close()
+
+    def status(self) -> dict[str, Any]:
+        """What `/info` says beyond the family."""
+        assert self._orders is not None
+        return {
+            "pid": os.getpid(),
+            "tunables": self._orders.tunables.to_user_config(),
+            "refused_version": self._refused_version,
+            "joules_per_cpu_second": self.link.joules_per_cpu_second,
+            "energy_sources": list(self.link.sources),
+        }
+
+    def worker_count(self) -> int:
+        """Runtime threads: as many as this process may use cores, unless the settings say otherwise."""
+        return self._settings.batching.workers or len(os.sched_getaffinity(0))
+
+    async def _load_or_keep(self, name: str, kept: Family) -> Family:
+        try:
+            version = await asyncio.to_thread(self._store.open, self._settings.model.family, name)
+            family = await asyncio.to_thread(load_family, version)
+        except (Corrupt, NotFound, EngineError) as error:
+            self._refused_version = name
+            log.error("version_refused", version=name, kept=kept.version, why=str(error))
+            return kept
+        self._refused_version = None
+        log.info("version_taken", version=name, before=kept.version)
+        return family
+
+    def _limits(self, tunables: Tunables) -> EngineLimits:
+        server, batching, cache = self._settings.server, tunables.batching, tunables.cache
+        return EngineLimits(
+            batch=BatchLimits(batching.max_rows, batching.max_tokens, batching.max_passed_over),
+            max_queue_requests=batching.max_queue_requests,
+            request_timeout_s=server.request_timeout_s,
+            max_text_chars=server.max_text_chars,
+            max_texts_per_request=server.max_texts_per_request,
+            cache_max_bytes=cache.max_bytes if self._settings.cache.enabled else 0,
+            cache_ttl_s=cache.ttl_s,
+        )

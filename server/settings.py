@@ -1,0 +1,280 @@
+"""Schema of the server's settings. Every field says below it what it trades and in which unit.
+
+`server.config.load` reads them from a file, the environment and the command line.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENV_PREFIX = "JOULESERVE_"
+MIB = 1024 * 1024
+
+PolicyName = Annotated[
+    Literal["off", "pin", "threshold"],
+    # YAML 1.1 reads a bare `off` as false; whoever writes `policy: off` means the policy.
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, values do not change once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_numbers(cls, value: Any, info: Any) -> Any:
+        # pydantic reads true as 1: `port: yes` would bind port 1.
+        annotation = cls.model_fields[info.field_name].annotation
+        numbers = {int, float} & {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and numbers:
+            raise ValueError("a yes/no value where a number belongs; give a number")
+        return value
+
+
+class ServerSettings(Section):
+    """Where the server listens and what it accepts."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. 0.0.0.0 opens the server, which has no authentication, to the network."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """TCP port of `/predict`."""
+    metrics_port: int = Field(default=9400, ge=1, le=65535)
+    """TCP port of the node process's `/metrics`. Must differ from `port`."""
+    run_dir: Path = Path("var/run")
+    """Folder for sockets, logs, `grid.json` and `tuning.json`. Two servers must not share one."""
+    drain_timeout_s: float = Field(default=20, gt=0, le=600)
+    """Seconds that requests in flight get to finish at shutdown. Longer loses fewer answers and stops
+    later."""
+    max_body_bytes: int = Field(default=MIB, ge=1024)
+    """Largest request body, bytes. Larger admits longer batches and costs memory per connection."""
+    max_texts_per_request: int = Field(default=64, ge=1, le=4096)
+    """Most texts in one request. More saves HTTP cost per text; one request then holds the queue for
+    longer."""
+    max_text_chars: int = Field(default=20_000, ge=1)
+    """Longest text, characters. Guards the tokenizer; what exceeds the model's tokens is cut or refused."""
+    request_timeout_s: float = Field(default=10, gt=0, le=3600)
+    """Seconds until a request that is still unanswered is given up (504). Shorter frees the queue earlier."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged. `debug` writes a line per request and costs joules."""
+    dashboard: bool = False
+    """Start Ray's dashboard. Handy for debugging; it alone idles at about 2.5 CPU-seconds a minute."""
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.port == self.metrics_port:
+            raise ValueError(f"metrics_port: {self.metrics_port} is also server.port; give another port")
+        return self
+
+
+class ModelSettings(Section):
+    """Which compiled family is served."""
+
+    store: Path = Path("var/store")
+    """Folder of published families, as `jouleserve-compile` writes it."""
+    family: str = Field(default="support-intents", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    """Name of the family to serve."""
+    version: str | None = None
+    """Version to serve; null follows the store's current one. A fixed version never surprises and never
+    improves."""
+
+
+class BatchingBounds(Section):
+    """Bounds of the batcher that can change while it runs."""
+
+    max_rows: int = Field(default=16, ge=1, le=1024)
+    """Most texts in a batch. 8 to 16 measured cheapest; more pads more, fewer repeats per-call cost."""
+    max_tokens: int = Field(default=1024, ge=16, le=1_048_576)
+    """Most tokens in a batch, rows x longest. Larger amortizes better, smaller answers sooner and pads
+    less."""
+    max_queue_requests: int = Field(default=512, ge=1, le=100_000)
+    """Requests that may wait; past it the answer is 429. Longer rides out bursts and lengthens the slowest
+    replies."""
+    max_passed_over: int = Field(default=8, ge=0, le=1000)
+    """Batches that may overtake a request to sort lengths together. More pads less, fewer shortens the
+    tail."""
+
+
+class BatchingSettings(BatchingBounds):
+    """How requests become batches."""
+
+    workers: int | None = Field(default=None, ge=1, le=1024)
+    """One-thread model runners; null takes one per core. Fewer leaves cores to others."""
+
+
+class CacheBounds(Section):
+    """Bounds of the reply cache that can change while it runs."""
+
+    ttl_s: float = Field(default=300, gt=0, le=86_400 * 30)
+    """Seconds a reply may be repeated. Longer saves more joules and serves an old model's answers for
+    longer."""
+    max_bytes: int = Field(default=64 * MIB, ge=0)
+    """Most memory of the cache, bytes, per replica. Larger hits more often."""
+
+
+class CacheSettings(CacheBounds):
+    """Cache of whole replies."""
+
+    enabled: bool = True
+    """Keep replies and answer equal requests from them. A hit costs next to no joules and some memory."""
+
+
+class Floors(Section):
+    """Least accuracy of a class, as a share of the teacher's. A point below it never answers that class."""
+
+    standard: float = Field(default=0.95, ge=0, le=1)
+    """Floor for ordinary requests. Lower lets the dial save more when the grid is dirty."""
+    eco: float = Field(default=0.90, ge=0, le=1)
+    """Floor for requests that ask for `eco`, which always take the cheapest point above it. At most
+    `standard`."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.eco > self.standard:
+            raise ValueError(f"eco: {self.eco} is above standard {self.standard}; set eco at or below standard")
+        return self
+
+
+class ShapingSettings(Section):
+    """When standard requests move to a cheaper operating point. All of it can change while it runs."""
+
+    policy: PolicyName = "threshold"
+    """`off`: full quality. `pin`: always `pin_point`. `threshold`: the cheaper point while the grid is
+    dirty."""
+    pin_point: str | None = None
+    """Operating point for `pin`. Standard requests use it where it meets their floor."""
+    dirty_above_grams_per_kwh: float = Field(default=350, gt=0, le=5000)
+    """Above this intensity (gCO2e/kWh) the grid is dirty. Lower saves more carbon and degrades more
+    answers."""
+    clean_below_grams_per_kwh: float = Field(default=300, ge=0, le=5000)
+    """Below this intensity (gCO2e/kWh) it is clean again. The gap to `dirty_above` keeps noise from
+    switching."""
+    min_dwell_s: float = Field(default=900, ge=0, le=86_400)
+    """Least seconds between two switches. Longer is steadier, shorter follows the grid more closely."""
+    poll_period_s: float = Field(default=300, ge=0.1, le=3600)
+    """Seconds between two looks at the grid (jittered by 10 %). Public feeds change every 5 to 60 minutes."""
+    fallback_point: str | None = None
+    """Operating point while dirty; null takes the cheapest that meets the standard floor."""
+    floors: Floors = Floors()
+    """Accuracy floors by class."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.clean_below_grams_per_kwh >= self.dirty_above_grams_per_kwh:
+            raise ValueError(
+                f"clean_below_grams_per_kwh: {self.clean_below_grams_per_kwh:g} is not below "
+                f"dirty_above_grams_per_kwh {self.dirty_above_grams_per_kwh:g}; lower it or raise the other"
+            )
+        if self.policy == "pin" and self.pin_point is None:
+            raise ValueError("pin_point: missing although policy is 'pin'; name an operating point")
+        return self
+
+
+class GridSettings(Section):
+    """Where the carbon intensity comes from (average, location-based)."""
+
+    provider: Literal["static", "replay", "uk"] = "static"
+    """`static`: one number. `replay`: a recorded CSV, played. `uk`: api.carbonintensity.org.uk, needs the
+    internet."""
+    zone: str | None = Field(default=None, min_length=1, max_length=64)
+    """Grid zone, for labels; null takes the provider's own (uk: GB)."""
+    static_grams_per_kwh: float | None = Field(default=None, ge=0, le=5000)
+    """gCO2e/kWh of `static`. null assumes the world mean for the gram figures and never shapes by it: an
+    assumed constant must not degrade answers."""
+    replay_path: Path | None = None
+    """CSV (or .csv.gz) of UTC time and gCO2e/kWh for `replay`."""
+    replay_speed: float = Field(default=1, gt=0, le=1_000_000)
+    """Recorded seconds per real second. 1440 plays a day in a minute: lower `poll_period_s` and
+    `min_dwell_s` too."""
+    replay_start: datetime | None = None
+    """UTC time in the recording to start from; null starts at its first row."""
+    uk_base_url: str = Field(default="https://api.carbonintensity.org.uk", pattern=r"^https?://[^\s@]+$")
+    """Base URL of the UK Carbon Intensity API."""
+    request_timeout_s: float = Field(default=10, gt=0, le=120)
+    """Seconds one fetch may take, connecting and reading together."""
+    max_attempts: int = Field(default=3, ge=1, le=10)
+    """Tries per poll, with growing jittered pauses. More hides short outages and loads the provider."""
+    cache_path: Path | None = None
+    """File of the last readings, so that a restart has history; null uses `<run_dir>/grid-cache.json`."""
+    live_max_age_s: float = Field(default=7200, gt=0, le=86_400)
+    """Oldest reading that still counts as live, seconds. Older ones are stale and the next rung is tried."""
+    cached_max_age_s: float = Field(default=7200, gt=0, le=86_400)
+    """Oldest earlier reading that stands in for a failed fetch, seconds."""
+    forecast_max_age_s: float = Field(default=86_400, gt=0, le=345_600)
+    """Oldest forecast (since it was issued) that stands in, seconds. Error grows to about 20 % on the
+    fourth day."""
+    history_days: int = Field(default=28, ge=7, le=92)
+    """Trailing days behind the hour-of-week mean, the last rung. More is steadier and lags the season."""
+
+    @model_validator(mode="after")
+    def _provider_complete(self) -> Self:
+        if self.provider == "replay" and self.replay_path is None:
+            raise ValueError("replay_path: missing although provider is 'replay'; give a CSV of times and gCO2e/kWh")
+        if self.provider == "uk" and self.zone not in (None, "GB"):
+            raise ValueError(f"zone: the uk provider serves GB, not {self.zone!r}; leave zone out")
+        return self
+
+
+class EnergySettings(Section):
+    """How joules are measured."""
+
+    source: Literal["auto", "rapl", "nvml", "estimated"] = "auto"
+    """`auto` takes counters where they can be read and the estimate for the rest; a name insists on that
+    one."""
+    pue: float = Field(default=1.0, ge=1, le=5)
+    """Power usage effectiveness of the site: joules at the meter per joule of IT. 1 leaves cooling out."""
+    cpu_family: str | None = None
+    """Key of the estimate's coefficients; null detects the CPU. For machines that hide their model."""
+    tick_s: float = Field(default=1, ge=0.2, le=60)
+    """Seconds between two readings of the meters. Shorter attributes more finely and costs more joules
+    itself."""
+
+
+class Settings(BaseSettings):
+    """All settings, validated together. `server.config.load` makes it from the file and the environment."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        env_parse_none_str="null",
+    )
+
+    server: ServerSettings = ServerSettings()
+    model: ModelSettings = ModelSettings()
+    batching: BatchingSettings = BatchingSettings()
+    cache: CacheSettings = CacheSettings()
+    shaping: ShapingSettings = ShapingSettings()
+    grid: GridSettings = GridSettings()
+    energy: EnergySettings = EnergySettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values from the call alone: `load` layers the sources itself so that it knows each value's
+        origin."""
+        return (init_settings,)
+
+    @property
+    def grid_cache_path(self) -> Path:
+        """File of the last grid readings."""
+        return self.grid.cache_path or self.server.run_dir / "grid-cache.json"
+
+    @property
+    def tuning_path(self) -> Path:
+        """The watched file through which settings change while the server runs."""
+        return self.server.run_dir / "tuning.json"

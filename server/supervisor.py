@@ -1,0 +1,220 @@
+"""`jouleserve up`: starts the node process, Ray Serve and the controller, hands orders to the replicas, stops it all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from models.store import Store, StoreError, Version
+from server.replica import Orders
+from server.settings import Settings
+from server.shaping.controller import ShapingController
+from server.shaping.policy import DialState
+from server.shaping.providers import make_ladder
+from server.shaping.tuning import Tunables, TuningWatcher, check_points, save
+
+log = structlog.get_logger(__name__)
+
+NODE_START_TIMEOUT_S = 10.0
+STORE_PERIOD_S = 2.0
+
+
+class StartError(Exception):
+    """Something that the server needs did not come up; the message says what and where to look."""
+
+
+class Supervisor:
+    """Owns everything that `jouleserve up` starts. `say` prints a line for the person who started it."""
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        run_dir = settings.server.run_dir.resolve()
+        server = settings.server.model_copy(update={"run_dir": run_dir})
+        model = settings.model.model_copy(update={"store": settings.model.store.resolve()})
+        self.settings = settings.model_copy(update={"server": server, "model": model})
+        self._say = say
+        self._run_dir = run_dir
+        self._store = Store(model.store)
+        self._node: subprocess.Popen[bytes] | None = None
+        self._stopping = asyncio.Event()
+        self._deploying = asyncio.Lock()
+        self._refused: set[str] = set()
+        # The same for every deploy of this run: changed orders then reconfigure replicas instead of replacing them.
+        self._code_version = hashlib.sha256(f"{os.getpid()}-{time.time_ns()}".encode()).hexdigest()[:12]
+
+    async def run(self) -> None:
+        """Start, serve until SIGINT or SIGTERM, stop. Raises StoreError or StartError if it cannot start."""
+        version = self._open_model()
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        tunables = Tunables.of(self.settings)
+        check = check_points(point.name for point in version.manifest.points)
+        check(tunables)
+        save(self.settings.tuning_path, tunables)
+        dial = DialState.initial(version.manifest.points, tunables.shaping)
+        self._orders = Orders(tunables, dial, version.name)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stopping.set)
+        try:
+            await self._start_node()
+            await asyncio.to_thread(self._start_serve)
+            self._controller = self._make_controller(version)
+            self._watcher = TuningWatcher(self.settings.tuning_path, tunables, check)
+            await self._serve()
+        finally:
+            await self._stop()
+
+    def _open_model(self) -> Version:
+        family = self.settings.model.family
+        if self.settings.model.version is not None:
+            return self._store.open(family, self.settings.model.version)
+        version, refused = self._store.open_newest_sound(family)
+        for message in refused:
+            log.error("version_refused", kept=version.name, why=message)
+            self._say(f"refused a corrupt version: {message}; serving {version.name} instead")
+        if refused:
+            self._refused.add(self._store.current(family))
+        return version
+
+    async def _start_node(self) -> None:
+        server, energy = self.settings.server, self.settings.energy
+        command = [sys.executable, "-m", "server.node", "--run-dir", str(self._run_dir)]
+        command += ["--host", server.host, "--port", str(server.metrics_port), "--root-pid", str(os.getpid())]
+        command += ["--tick-seconds", str(energy.tick_s), "--source", energy.source, "--pue", str(energy.pue)]
+        if energy.cpu_family is not None:
+            command += ["--cpu-family", energy.cpu_family]
+        with (self._run_dir / "node.log").open("ab") as output:
+            self._node = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        await self._wait_for_node()
+        self._say(f"energy and metrics: http://{server.host}:{server.metrics_port}/metrics")
+
+    async def _wait_for_node(self) -> None:
+        server = self.settings.server
+        deadline = time.monotonic() + NODE_START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            assert self._node is not None
+            if self._node.poll() is not None:
+                break
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection(server.host, server.metrics_port)
+                writer.close()
+                return
+            await asyncio.sleep(0.1)
+        raise StartError(
+            f"the node process did not come up on {server.host}:{server.metrics_port}; see {self._run_dir / 'node.log'}"
+        )
+
+    def _start_serve(self) -> None:
+        from server.lean import lean_environment, write_haproxy_wrapper
+
+        write_haproxy_wrapper(self._run_dir, self.settings.server.host)
+        os.environ.update(lean_environment(self._run_dir))
+        # Ray reads its environment when it is imported.
+        from server.deployment import deploy, start_ray
+
+        start_ray(self.settings, cpus=max(2, os.cpu_count() or 1))
+        deploy(self.settings, self._orders, code_version=self._code_version)
+        self._say(f"answering: http://{self.settings.server.host}:{self.settings.server.port}/predict")
+
+    def _make_controller(self, version: Version) -> ShapingController:
+        return ShapingController(
+            make_ladder(self.settings),
+            version.manifest.points,
+            self._orders.tunables.shaping,
+            self._run_dir / "grid.json",
+            self._push_dial,
+        )
+
+    async def _serve(self) -> None:
+        tasks = [
+            asyncio.create_task(self._controller.run()),
+            asyncio.create_task(self._watcher.watch(self._push_tunables)),
+            asyncio.create_task(self._watch_store()),
+            asyncio.create_task(self._watch_node()),
+        ]
+        await self._stopping.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _push_dial(self, dial: DialState) -> None:
+        await self._push(replace(self._orders, dial=dial))
+
+    async def _push_tunables(self, tunables: Tunables) -> None:
+        await self._push(replace(self._orders, tunables=tunables))
+        self._controller.retune(tunables.shaping)
+
+    async def _push(self, orders: Orders) -> None:
+        from server.deployment import deploy
+
+        async with self._deploying:
+            await asyncio.to_thread(deploy, self.settings, orders, code_version=self._code_version)
+            self._orders = orders
+
+    async def _watch_store(self) -> None:
+        """Follow the store's current version, unless the settings fix one."""
+        family = self.settings.model.family
+        while self.settings.model.version is None:
+            await asyncio.sleep(STORE_PERIOD_S)
+            try:
+                name = self._store.current(family)
+                if name == self._orders.version or name in self._refused:
+                    continue
+                version = await asyncio.to_thread(self._store.open, family, name)
+                check_points(point.name for point in version.manifest.points)(self._orders.tunables)
+                dial = DialState.initial(version.manifest.points, self._orders.tunables.shaping)
+                newer = replace(dial, version=self._orders.dial.version + 1)
+                await self._push(replace(self._orders, version=name, dial=newer))
+                self._controller.serve_points(version.manifest.points)
+                log.info("version_pushed", version=name)
+            except StoreError as error:
+                self._refused.add(name)
+                log.error("version_refused", version=name, kept=self._orders.version, why=str(error))
+            except Exception:
+                log.exception("version_not_pushed")
+
+    async def _watch_node(self) -> None:
+        """Restart the node process if it dies; its totals are on disk."""
+        while True:
+            await asyncio.sleep(1.0)
+            if self._node is not None and self._node.poll() is not None:
+                log.error("node_died", code=self._node.returncode)
+                try:
+                    await self._start_node()
+                except StartError:
+                    log.exception("node_not_restarted")
+                    await asyncio.sleep(10.0)
+
+    async def _stop(self) -> None:
+        self._say("stopping: answering what was accepted")
+        module: Any = sys.modules.get("server.deployment")
+        if module is not None:
+            await asyncio.to_thread(module.stop_ray)
+        if self._node is not None and self._node.poll() is None:
+            self._node.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self._node.wait, 10)
+            if self._node.poll() is None:
+                self._node.kill()
+        self._say("stopped")
+
+
+def run_supervisor(settings: Settings, say: Callable[[str], None]) -> None:
+    """Run until stopped."""
+    asyncio.run(Supervisor(settings, say).run())
+
+
+def run_dir_of(settings: Settings) -> Path:
+    """The folder of sockets, logs and state, absolute."""
+    return settings.server.run_dir.resolve()
