@@ -200,7 +200,9 @@ class Ledger:
                     for row in tree["request_energy"]
                 },
             )
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except LedgerError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise LedgerError(f"ledger: {error!r}; move the file away to begin anew") from None
 
 

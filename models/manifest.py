@@ -7,16 +7,18 @@ inputs `input_ids`, `attention_mask` and, where `Manifest.inputs` names it, `tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+REQUIRED_INPUTS = {"input_ids", "attention_mask"}
 EnergySourceName = Literal["rapl", "nvml", "estimated", "fake"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FileRef(_Frozen):
@@ -132,13 +134,18 @@ class Manifest(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        names = [v.name for v in self.variants]
-        if len(set(names)) != len(names):
-            raise ValueError(f"variants: names repeat: {names}")
+        _refuse_repeats("variants", [variant.name for variant in self.variants])
+        _refuse_repeats("points", [point.name for point in self.points])
+        _refuse_repeats("labels", self.labels)
+        if not REQUIRED_INPUTS <= set(self.inputs) <= REQUIRED_INPUTS | {"token_type_ids"}:
+            raise ValueError(f"inputs: must be input_ids, attention_mask and at most token_type_ids, not {self.inputs}")
+        by_name = {variant.name: variant for variant in self.variants}
         for point in self.points:
-            if point.variant not in names:
-                raise ValueError(f"points.{point.name}: variant '{point.variant}' is not in {names}")
-        costs = [p.cpu_seconds_per_1k for p in self.points]
+            if point.variant not in by_name:
+                raise ValueError(f"points.{point.name}: variant '{point.variant}' is not in {list(by_name)}")
+            if by_name[point.variant].reference:
+                raise ValueError(f"points.{point.name}: variant '{point.variant}' is for reference only")
+        costs = [point.cpu_seconds_per_1k for point in self.points]
         if costs != sorted(costs, reverse=True):
             raise ValueError("points: must run from full quality to cheapest (falling cpu_seconds_per_1k)")
         return self
@@ -153,3 +160,8 @@ class Manifest(_Frozen):
     def files(self) -> tuple[FileRef, ...]:
         """Every file the version needs, tokenizer first."""
         return (self.tokenizer, *(v.model for v in self.variants))
+
+
+def _refuse_repeats(field: str, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError(f"{field}: names repeat: {list(names)}")

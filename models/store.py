@@ -7,6 +7,7 @@ the manifest contradicts its own folder's name, and the manifest's digests cover
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -97,13 +98,17 @@ class Store:
         return [name for _, name in sorted(found)]
 
     def current(self, family: str) -> str:
-        """The version in force; NotFound if nothing is published."""
+        """The version in force. Raises NotFound if nothing is published, Corrupt if the pointer is no version name."""
         pointer = self.root / family / "current"
-        if pointer.is_file():
-            return pointer.read_text().strip()
-        raise NotFound(
-            f"no family '{family}' in the store {self.root}: compile one with `jouleserve-compile run RECIPE`"
-        )
+        try:
+            name = pointer.read_bytes().decode("ascii", "replace").strip()
+        except FileNotFoundError:
+            raise NotFound(
+                f"no family '{family}' in the store {self.root}: compile one with `jouleserve-compile run RECIPE`"
+            ) from None
+        if not _VERSION.match(name):
+            raise Corrupt(f"{pointer}: names no version; write one of {self.versions(family)} into it")
+        return name
 
     def open(self, family: str, version: str | None = None) -> Version:
         """Verify a version's every digest and return it.
@@ -113,9 +118,12 @@ class Store:
         name = version or self.current(family)
         match = _VERSION.match(name)
         path = self.root / family / name
-        if not match or not (path / "manifest.json").is_file():
+        if not match or not path.is_dir():
             raise NotFound(f"{path}: no such version; there are {self.versions(family) or 'none'}")
-        raw = (path / "manifest.json").read_bytes()
+        try:
+            raw = (path / "manifest.json").read_bytes()
+        except FileNotFoundError:
+            raise Corrupt(f"{path / 'manifest.json'}: missing; publish the version again") from None
         if hashlib.sha256(raw).hexdigest()[:12] != match[2]:
             raise Corrupt(f"{path / 'manifest.json'}: its digest is not the one in the version's name")
         try:
@@ -126,17 +134,18 @@ class Store:
             self._verify(path / ref.path, ref)
         return Version(family, name, path, manifest)
 
-    def open_newest_sound(self, family: str) -> tuple[Version, list[str]]:
-        """The current version or, where its bytes fail verification, the newest older one that is sound.
+    def open_newest_sound(self, family: str, version: str | None = None) -> tuple[Version, list[str]]:
+        """The given (or current) version or, where its bytes fail verification, the newest older one that is sound.
 
-        Returns it with one message for each version refused. Raises Corrupt if none is sound.
+        Returns it with one message for each version refused. Raises NotFound if the version does not exist and Corrupt
+        if none is sound.
         """
         names = self.versions(family)
-        current = self.current(family)
-        if current not in names:
-            raise NotFound(f"{self.root / family / 'current'} names '{current}', which does not exist")
+        wanted = version or self.current(family)
+        if wanted not in names:
+            raise NotFound(f"{self.root / family / wanted}: no such version; there are {names or 'none'}")
         refused: list[str] = []
-        for name in reversed(names[: names.index(current) + 1]):
+        for name in reversed(names[: names.index(wanted) + 1]):
             try:
                 return self.open(family, name), refused
             except Corrupt as error:
@@ -146,8 +155,8 @@ class Store:
     def publish(self, manifest: Manifest, files: Path) -> Version:
         """Copy the manifest's files out of folder `files` into a new version and make it current.
 
-        The version appears whole or not at all: it is built beside its place and renamed.
-        Raises Corrupt if a file does not match the manifest's digest.
+        The version appears whole or not at all: it is built beside its place and renamed. What is published already
+        and sound is not copied again. Raises Corrupt if a file does not match the manifest's digest.
         """
         raw = manifest.model_dump_json(indent=1).encode()
         digest = hashlib.sha256(raw).hexdigest()[:12]
@@ -155,8 +164,10 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         for existing in self.versions(manifest.family):
             if existing.endswith(digest):
-                self.set_current(manifest.family, existing)
-                return self.open(manifest.family, existing)
+                with contextlib.suppress(Corrupt):
+                    version = self.open(manifest.family, existing)
+                    self.set_current(manifest.family, existing)
+                    return version
         numbers = [int(v.split("-")[0]) for v in self.versions(manifest.family)]
         name = f"{max(numbers, default=0) + 1:04d}-{digest}"
         staging = Path(tempfile.mkdtemp(dir=folder, prefix=".publishing-"))
@@ -186,7 +197,10 @@ class Store:
         names = self.versions(family)
         gone = [n for n in names[: max(0, len(names) - keep)] if n != self.current(family)]
         for name in gone:
-            shutil.rmtree(self.root / family / name)
+            # Out of sight first: a version that is deleted halfway must not look like a corrupt one.
+            hidden = self.root / family / f".pruned-{name}"
+            (self.root / family / name).rename(hidden)
+            shutil.rmtree(hidden)
         return gone
 
     @staticmethod

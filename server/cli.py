@@ -52,9 +52,16 @@ def _set_up_logging(level: str) -> None:
 
 
 @app.command()
-def up(config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006 - typer reads the default
+def up(
+    family: Annotated[str | None, typer.Option(help="Family to serve (model.family).")] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of published families (model.store).")] = None,
+    config: ConfigOption = None,
+    assign: SetOption = [],  # noqa: B006 - typer reads the default
+) -> None:
     """Start the server and serve until Ctrl-C."""
-    settings = _settings(config, assign).settings
+    named = {"model.family": family, "model.store": store}
+    given = [f"{key}={value}" for key, value in named.items() if value is not None]
+    settings = _settings(config, [*assign, *given]).settings
     _set_up_logging(settings.server.log_level)
     from server.supervisor import run_supervisor
 
@@ -134,3 +141,7 @@ def main() -> None:
     except StoreError as error:
         errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

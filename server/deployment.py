@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class _Ingress:
 
 def start_ray(settings: Settings, *, cpus: int, temp_dir: Path | None = None) -> None:
     """Start a Ray node and Serve's controller and proxy in it. The lean environment must be set already."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(**ray_init_arguments(cpus=cpus, dashboard=settings.server.dashboard, temp_dir=temp_dir))
     serve.start(
         proxy_location="HeadOnly",

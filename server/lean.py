@@ -6,9 +6,11 @@ Each setting's saving is measured by `make bench`; the sources are Ray's `serve/
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ APP_NAME = "jouleserve"
 
 def lean_environment(run_dir: Path) -> dict[str, str]:
     """Environment of the driver, and through it of every Ray process. `run_dir` must be absolute."""
-    proxy = run_dir / "haproxy"
+    proxy = proxy_dir(run_dir)
     return {
         # HAProxy forwards straight to the replica: about a twentieth of the Python proxy's CPU.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -51,6 +53,9 @@ def lean_environment(run_dir: Path) -> dict[str, str]:
         "RAY_health_check_period_ms": "5000",
         "RAY_metrics_report_interval_ms": "60000",
         "RAY_task_events_report_interval_ms": "0",
+        # Draining: a replica stops as soon as its requests are answered, instead of after at least 30 s.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
         # Workers run at nice 15 by default and would lose the core to anything else on the machine.
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -62,14 +67,23 @@ def lean_environment(run_dir: Path) -> dict[str, str]:
     }
 
 
+def proxy_dir(run_dir: Path) -> Path:
+    """HAProxy's folder for the server of `run_dir`. Not inside it: Ray adds 57 characters to the path of the admin
+    socket, which HAProxy limits to 97."""
+    digest = hashlib.sha256(str(run_dir).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"js-{digest}"
+
+
 def write_haproxy_wrapper(run_dir: Path, host: str, metrics_port: int = 9101) -> None:
     """Write `<run_dir>/haproxy/haproxy`, an HAProxy whose configuration is tightened before it starts.
 
     Ray's template binds its metrics page on all interfaces whatever the host is, and leaves each request's
     disconnect watcher on, which costs a third of the direct path; the app notices leaving clients by itself.
     """
-    folder = run_dir / "haproxy"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = proxy_dir(run_dir)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder}: belongs to another user; remove it or use another server.run_dir")
     script = folder / "haproxy"
     script.write_text(
         f"""#!/bin/sh

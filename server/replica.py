@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from models.store import Corrupt, NotFound, Store
+from models.store import Store, StoreError
 from server.api.app import App, Replies
 from server.engine.batching import BatchLimits
 from server.engine.engine import Engine, EngineLimits
@@ -43,6 +43,12 @@ class Orders:
             "dial": self.dial.to_dict(),
             "version": self.version,
         }
+
+    def after(self, held: Orders) -> Orders:
+        """These orders, save for what `held` says in a newer version. A dial goes with the version it was made for."""
+        tunables = self.tunables if self.tunables.version >= held.tunables.version else held.tunables
+        newer = self if self.dial.version >= held.dial.version else held
+        return Orders(tunables, newer.dial, newer.version)
 
     @classmethod
     def from_user_config(cls, config: Mapping[str, Any]) -> Orders:
@@ -76,11 +82,27 @@ class Replica:
             await self._reconfigure(self.engine, orders)
 
     async def _start(self, orders: Orders) -> None:
-        """Load and warm the family, then open the link to the node process. Raises StoreError or EngineError."""
-        version = await asyncio.to_thread(self._store.open, self._settings.model.family, orders.version)
+        """Load and warm the family, then open the link to the node process.
+
+        A replica may be started long after the orders were given. Where the version's bytes no longer match their
+        digests, the newest older sound one is served, unless the settings fix the version. Raises StoreError or
+        EngineError.
+        """
+        model = self._settings.model
+        refused: list[str] = []
+        if model.version is None:
+            version, refused = await asyncio.to_thread(self._store.open_newest_sound, model.family, orders.version)
+        else:
+            version = await asyncio.to_thread(self._store.open, model.family, orders.version)
+        for message in refused:
+            self._refused_version = orders.version
+            log.error("version_refused", version=orders.version, kept=version.name, why=message)
         family = await asyncio.to_thread(load_family, version)
+        dial = orders.dial
+        if not family.has(dial.point_by_class.values()):
+            dial = DialState.initial(family.points, orders.tunables.shaping)
         self._orders = orders
-        self.engine = Engine(family, self._limits(orders.tunables), orders.dial, self.usage, self.worker_count())
+        self.engine = Engine(family, self._limits(orders.tunables), dial, self.usage, self.worker_count())
         replies = Replies(self.engine, self.link, self._settings.server.max_body_bytes)
         self.app = App(replies, self.status)
         engine = self.engine
@@ -96,12 +118,16 @@ class Replica:
         """Take new orders without losing a request. A version that is corrupt or will not load is refused: the one in
         force stays, and `status` says so."""
         async with self._reconfiguring:
-            family = engine.family
-            if orders.version not in (family.version, self._refused_version):
+            assert self._orders is not None
+            orders = orders.after(self._orders)
+            family, dial = engine.family, orders.dial
+            if orders.version == family.version:
+                self._refused_version = None
+            elif orders.version != self._refused_version:
                 family = await self._load_or_keep(orders.version, family)
-            if family is not engine.family:
-                engine.swap(family, orders.dial)
-            engine.reconfigure(self._limits(orders.tunables), orders.dial)
+            if family.version != orders.version and not family.has(dial.point_by_class.values()):
+                dial = engine.dial  # made for the points of the version that was refused
+            engine.reconfigure(self._limits(orders.tunables), dial, family)
             self._orders = orders
 
     async def stop(self) -> None:
@@ -110,7 +136,7 @@ class Replica:
             drained = await self.engine.drain(self._settings.server.drain_timeout_s)
             if not drained:
                 log.warning("drain_cut_short", seconds=self._settings.server.drain_timeout_s)
-            self.engine.close()
+            await self.engine.close()
         await self.link.close()
 
     def status(self) -> dict[str, Any]:
@@ -118,6 +144,7 @@ class Replica:
         assert self._orders is not None
         return {
             "pid": os.getpid(),
+            "store": str(self._store.root),
             "tunables": self._orders.tunables.to_user_config(),
             "refused_version": self._refused_version,
             "joules_per_cpu_second": self.link.joules_per_cpu_second,
@@ -132,7 +159,7 @@ class Replica:
         try:
             version = await asyncio.to_thread(self._store.open, self._settings.model.family, name)
             family = await asyncio.to_thread(load_family, version)
-        except (Corrupt, NotFound, EngineError) as error:
+        except (StoreError, EngineError, OSError) as error:
             self._refused_version = name
             log.error("version_refused", version=name, kept=kept.version, why=str(error))
             return kept

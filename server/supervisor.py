@@ -1,4 +1,4 @@
-"""`jouleserve up`: starts the node process, Ray Serve and the controller, hands orders to the replicas, stops it all."""
+"""`jouleserve up`: starts the node process, Ray Serve and the controller, orders the replicas about, stops it all."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from models.store import Store, StoreError, Version
+from server.node.settings import NodeSettings
 from server.replica import Orders
 from server.settings import Settings
 from server.shaping.controller import ShapingController
@@ -63,17 +64,24 @@ class Supervisor:
         save(self.settings.tuning_path, tunables)
         dial = DialState.initial(version.manifest.points, tunables.shaping)
         self._orders = Orders(tunables, dial, version.name)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stopping.set)
+        self._take_signals()
         try:
             await self._start_node()
-            await asyncio.to_thread(self._start_serve)
+            # On the main thread, and with nothing else to do meanwhile: Ray sets signal handlers of its own there,
+            # under which SIGTERM would end this process at once; ours take their place again.
+            self._start_serve()
+            self._take_signals()
             self._controller = self._make_controller(version)
             self._watcher = TuningWatcher(self.settings.tuning_path, tunables, check)
             await self._serve()
         finally:
             await self._stop()
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            loop.add_signal_handler(number, self._stopping.set)
 
     def _open_model(self) -> Version:
         family = self.settings.model.family
@@ -89,13 +97,22 @@ class Supervisor:
 
     async def _start_node(self) -> None:
         server, energy = self.settings.server, self.settings.energy
-        command = [sys.executable, "-m", "server.node", "--run-dir", str(self._run_dir)]
-        command += ["--host", server.host, "--port", str(server.metrics_port), "--root-pid", str(os.getpid())]
-        command += ["--tick-seconds", str(energy.tick_s), "--source", energy.source, "--pue", str(energy.pue)]
-        if energy.cpu_family is not None:
-            command += ["--cpu-family", energy.cpu_family]
+        node = NodeSettings(
+            run_dir=self._run_dir,
+            host=server.host,
+            port=server.metrics_port,
+            root_pid=os.getpid(),
+            energy_source=energy.source,
+            cpu_family=energy.cpu_family,
+            pue=energy.pue,
+            tick_seconds=energy.tick_s,
+        )
+        command = [sys.executable, "-m", "server.node", *node.to_arguments()]
         with (self._run_dir / "node.log").open("ab") as output:
-            self._node = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+            # Not asyncio's: `_stop` must reach it when the loop is going down.
+            self._node = subprocess.Popen(  # noqa: ASYNC220
+                command, stdout=output, stderr=output, start_new_session=True
+            )
         await self._wait_for_node()
         self._say(f"energy and metrics: http://{server.host}:{server.metrics_port}/metrics")
 

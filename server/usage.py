@@ -203,10 +203,12 @@ class NodeLink:
                 # Somebody emptied the run folder: the node could not send here any more.
                 self._drop_socket()
                 self._open()
-            usage = self._usage
-            hello = {"t": "hello", "id": usage.instance, "pid": usage.pid, "started": usage.started_ticks}
-            self._send(hello)
+            self._say_hello()
         self._timer = self._loop.call_later(_HELLO_SECONDS, self._tend)
+
+    def _say_hello(self) -> None:
+        usage = self._usage
+        self._send({"t": "hello", "id": usage.instance, "pid": usage.pid, "started": usage.started_ticks})
 
     def _open(self) -> None:
         own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -260,7 +262,10 @@ class NodeLink:
                 log.warning("poll ignored: %r", error)
 
     def _answer(self, poll: dict[str, object]) -> None:
-        if poll.get("t") != "poll":
+        kind = poll.get("t")
+        if kind == "who":
+            self._say_hello()
+        if kind != "poll":
             return
         self._polled_at = self._loop.time()
         joules, grams, sources = poll.get("joules"), poll.get("grams"), poll.get("sources")

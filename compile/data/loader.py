@@ -31,7 +31,7 @@ def load_dataset(spec: DataSpec, seed: int) -> Dataset:
     is carved out of train), or a carved share of a single file. Raises DataError.
     """
     if spec.source == BUILTIN:
-        dataset = _builtin(seed)
+        dataset = builtin(seed)
     else:
         path = Path(spec.source)
         local = path.exists() or path.suffix.lower() in (".csv", ".parquet") or spec.source.startswith((".", "/", "~"))
@@ -45,8 +45,9 @@ def load_dataset(spec: DataSpec, seed: int) -> Dataset:
     return dataset
 
 
-def _builtin(seed: int) -> Dataset:
-    made = generate(SupportSettings(seed=seed))
+def builtin(seed: int, test_rows: int = SupportSettings.test_rows) -> Dataset:
+    """The built-in set; with more `test_rows` than usual, training and validation stay what they are."""
+    made = generate(SupportSettings(seed=seed, test_rows=test_rows))
     splits = [
         Split(tuple(text for text, _ in made[name]), np.array([label for _, label in made[name]], dtype=np.int64))
         for name in SPLITS

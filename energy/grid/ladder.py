@@ -49,9 +49,7 @@ class Outcome:
 class Ladder:
     """One provider behind guards and fall-backs. Not for concurrent use: one poller in the cluster."""
 
-    def __init__(
-        self, provider: GridProvider, limits: Limits | None = None, cache_path: Path | None = None
-    ) -> None:
+    def __init__(self, provider: GridProvider, limits: Limits | None = None, cache_path: Path | None = None) -> None:
         self.provider = provider
         self._limits = limits or Limits()
         self._cache_path = cache_path
@@ -69,9 +67,7 @@ class Ladder:
             reading = await self._live()
         except Exception as error:
             refusal = error if isinstance(error, GridError) else GridError(f"{type(error).__name__}: {error}")
-            log.warning(
-                "grid_reading_refused", provider=self.provider.name, why=type(error).__name__, said=str(error)
-            )
+            log.warning("grid_reading_refused", provider=self.provider.name, why=type(error).__name__, said=str(error))
             return Outcome(self._fall_back(), (refusal,))
         self._memory.accept(reading, self._limits.history_days)
         await self._refresh_forecast()

@@ -76,9 +76,7 @@ class Memory:
             "zone": self.zone,
             "last": None if self.last is None else self.last.to_dict(),
             "forecast": [point.to_dict() for point in self.forecast],
-            "hours": {
-                format_utc(datetime.fromtimestamp(h * HOUR_S, UTC)): list(v) for h, v in self.hours.items()
-            },
+            "hours": {format_utc(datetime.fromtimestamp(h * HOUR_S, UTC)): list(v) for h, v in self.hours.items()},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -82,9 +82,7 @@ class UkProvider:
         value = period.intensity.forecast if actual is None else actual
         if value is None:
             raise Malformed("the current half hour has neither an actual nor a forecast value")
-        return Intensity(
-            self.zone, self.name, _time(period.start), plausible(value), "live", estimated=actual is None
-        )
+        return Intensity(self.zone, self.name, _time(period.start), plausible(value), "live", estimated=actual is None)
 
     async def forecast(self) -> tuple[Intensity, ...]:
         """The next 24 hours by half hours."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
+from math import ceil
 from typing import Any, Protocol
 
-import orjson
 from fastapi import FastAPI
-from fastapi.responses import ORJSONResponse, Response
+from fastapi.responses import Response
 
-from server.api.errors import http_error
+from server.api.docs import render_docs
+from server.api.errors import error_body, http_error
 from server.api.http import Headers, Receive, Scope, Send, header, read_body, reply, watcher
 from server.api.openapi import describe_predict
 from server.api.predict import answer_headers, parse_predict, parse_quality, render_predictions
 from server.engine.engine import Engine, never_gone
 from server.engine.errors import ClientGone, EngineError, NotReady, Overloaded
+
+RELEASE = version("jouleserve")
 
 
 class Joules(Protocol):
@@ -54,10 +58,12 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request (or a lifespan message)."""
-        if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
+        if scope["type"] != "http" or scope["path"] != "/predict":
+            await self._rest(scope, receive, send)
+        elif scope["method"] == "POST":
             await self._predict(scope, receive, send)
         else:
-            await self._rest(scope, receive, send)
+            await reply(send, 405, error_body("send POST /predict", "Validation"), [(b"allow", b"POST")])
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -76,29 +82,36 @@ async def reply_error(send: Send, error: EngineError) -> None:
     status, error_type = http_error(error)
     headers: Headers = []
     if isinstance(error, Overloaded):
-        headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s))))
+        headers.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after_s))))
     if isinstance(error, NotReady):
         headers.append((b"retry-after", b"1"))
-    body = orjson.dumps({"error": str(error), "error_type": error_type})
-    await reply(send, status, body, headers)
+    await reply(send, status, error_body(str(error), error_type), headers)
 
 
 def build_rest(engine: Engine, status: Callable[[], dict[str, Any]]) -> FastAPI:
     """The cold routes: `/info`, `/health`, `/docs`, `/openapi.json`."""
     rest = FastAPI(
         title="JouleServe",
-        version="0.1.0",
+        version=RELEASE,
         description="Text classification at the fewest joules that an accuracy floor allows.",
-        default_response_class=ORJSONResponse,
+        # FastAPI's own pages load their scripts from a content network; ours needs no internet.
+        docs_url=None,
+        redoc_url=None,
     )
 
     @rest.get("/health", summary="Whether requests are accepted", responses={503: {"description": "draining"}})
     async def health() -> Response:
-        return Response(status_code=200 if engine.ready else 503)
+        if engine.ready:
+            return Response(status_code=200)
+        return Response(error_body("the server is stopping", "Unhealthy"), 503, media_type="application/json")
 
     @rest.get("/info", summary="The family that is served, its operating points and the dial")
     async def info() -> dict[str, Any]:
         return {**describe_family(engine), **status()}
+
+    @rest.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(render_docs(rest.openapi()), media_type="text/html")
 
     describe_predict(rest)
     return rest
@@ -119,7 +132,9 @@ def describe_family(engine: Engine) -> dict[str, Any]:
         "max_batch_requests": limits.batch.max_rows,
         "max_client_batch_size": limits.max_texts_per_request,
         "max_concurrent_requests": limits.max_queue_requests,
-        "version": "0.1.0",
+        "auto_truncate": False,
+        "tokenization_workers": 1,
+        "version": RELEASE,
         "pair": manifest.pair,
         "points": [point.model_dump() for point in manifest.points],
         "dial": engine.dial.to_dict(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import orjson
+
 from server.engine.errors import (
     BackendFailure,
     DeadlineExceeded,
@@ -36,5 +38,10 @@ HTTP_ERRORS: dict[type[EngineError], tuple[int, str]] = {
 
 
 def http_error(error: EngineError) -> tuple[int, str]:
-    """HTTP status and `error_type` of an error. KeyError never: an unknown kind is a backend failure."""
+    """HTTP status and `error_type` of an error; a kind that is not in the table is a backend failure."""
     return HTTP_ERRORS.get(type(error), (424, "Backend"))
+
+
+def error_body(message: str, error_type: str) -> bytes:
+    """JSON of an error."""
+    return orjson.dumps({"error": message, "error_type": error_type})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
@@ -20,7 +20,7 @@ class PredictBody(BaseModel):
     )
     raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
     truncate: bool = Field(default=False, description="Cut a text that is too long; otherwise 413.")
-    truncation_direction: str = Field(default="right", description="Only `right` is served.")
+    truncation_direction: Literal["left", "right"] = Field(default="right", description="The end that is cut.")
 
 
 class Prediction(BaseModel):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import orjson
 
 from models.manifest import Manifest
@@ -13,8 +12,8 @@ from server.api.errors import MalformedRequest
 from server.api.http import Headers
 from server.engine.engine import Answer
 from server.engine.errors import EmptyInput
-from server.engine.scores import softmax
-from server.engine.tokenizer import Text
+from server.engine.scores import best_first, probabilities
+from server.engine.tokenizer import Text, Truncation
 from server.shaping.policy import CLASSES, QualityClass
 
 FIELDS = {"inputs", "raw_scores", "truncate", "truncation_direction"}
@@ -22,12 +21,13 @@ FIELDS = {"inputs", "raw_scores", "truncate", "truncation_direction"}
 
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
-    """A parsed body. `batch` tells whether the reply is a list of results or one result."""
+    """A parsed body. `batch` tells whether the reply is a list of results or one result; `truncate` at which end a text
+    that is too long is cut, None to refuse it."""
 
     texts: list[Text]
     batch: bool
     raw_scores: bool
-    truncate: bool
+    truncate: Truncation | None
 
 
 def parse_predict(body: bytes) -> PredictRequest:
@@ -44,11 +44,11 @@ def parse_predict(body: bytes) -> PredictRequest:
         raise MalformedRequest("inputs: missing; give a text, a pair of texts or a list of [text] or [text, text]")
     unknown = document.keys() - FIELDS
     if unknown:
-        raise MalformedRequest(f"{min(unknown)}: unknown field; known are {', '.join(sorted(FIELDS))}")
+        raise MalformedRequest(f"{min(unknown)[:40]}: unknown field; known are {', '.join(sorted(FIELDS))}")
     texts, batch = _parse_inputs(document["inputs"])
-    if document.get("truncation_direction", "right") not in ("right", "Right"):
-        raise MalformedRequest("truncation_direction: only 'right' is served")
-    return PredictRequest(texts, batch, _parse_flag(document, "raw_scores"), _parse_flag(document, "truncate"))
+    side = _parse_side(document.get("truncation_direction", "right"))
+    truncate = side if _parse_flag(document, "truncate") else None
+    return PredictRequest(texts, batch, _parse_flag(document, "raw_scores"), truncate)
 
 
 def _parse_inputs(inputs: Any) -> tuple[list[Text], bool]:
@@ -72,10 +72,20 @@ def _parse_text(item: Any, where: str) -> Text:
 
 
 def _parse_flag(document: dict[str, Any], name: str) -> bool:
-    value = document.get(name, False)
+    value = document.get(name)
+    if value is None:  # text-embeddings-inference takes null for "not said", too
+        return False
     if not isinstance(value, bool):
         raise MalformedRequest(f"{name}: must be true or false")
     return value
+
+
+def _parse_side(value: Any) -> Truncation:
+    if value in ("right", "Right"):
+        return "right"
+    if value in ("left", "Left"):
+        return "left"
+    raise MalformedRequest("truncation_direction: must be 'left' or 'right'")
 
 
 def parse_quality(value: bytes | None) -> QualityClass:
@@ -91,14 +101,11 @@ def parse_quality(value: bytes | None) -> QualityClass:
 
 def render_predictions(request: PredictRequest, answers: list[Answer], manifest: Manifest) -> bytes:
     """The reply's JSON: per text every label with its score, best first."""
-    logits = np.stack([answer.logits for answer in answers])
-    scores = logits if request.raw_scores else softmax(logits)
-    order = np.argsort(-scores, axis=1, kind="stable")
     labels = manifest.labels
-    results = [
-        [{"score": row[index], "label": labels[index]} for index in ranks]
-        for row, ranks in zip(scores.tolist(), order.tolist(), strict=True)
-    ]
+    results = []
+    for answer in answers:
+        scores = answer.logits.tolist() if request.raw_scores else probabilities(answer.logits)
+        results.append([{"score": scores[index], "label": labels[index]} for index in best_first(scores)])
     return orjson.dumps(results if request.batch else results[0])
 
 

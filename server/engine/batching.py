@@ -66,10 +66,18 @@ class Lane(Generic[T]):
         insort(self._entries, _Entry(tokens, order, self._batches, job))
 
     def discard(self, gone: Callable[[T], bool]) -> list[T]:
-        """Remove and return the jobs for which `gone` is true (their client left, their time is up)."""
-        left = [entry.job for entry in self._entries if gone(entry.job)]
-        if left:
-            self._entries = [entry for entry in self._entries if not gone(entry.job)]
+        """Remove and return the jobs for which `gone` is true (their client left, their time is up).
+
+        Each job is asked about once: the answer may change while this runs.
+        """
+        left: list[T] = []
+        kept: list[_Entry[T]] = []
+        for entry in self._entries:
+            if gone(entry.job):
+                left.append(entry.job)
+            else:
+                kept.append(entry)
+        self._entries = kept
         return left
 
     def take(self, limits: BatchLimits) -> list[T]:

@@ -15,16 +15,20 @@ from server.engine.errors import (
     DeadlineExceeded,
     EngineError,
     InputTooLarge,
+    InvalidInput,
     NotReady,
     Overloaded,
 )
 from server.engine.family import Family
 from server.engine.runtime import Float32Array
-from server.engine.scheduler import BatchRecord, Job, JobResult, Scheduler
-from server.engine.tokenizer import Text
+from server.engine.scheduler import BatchRecord, JobResult, Scheduler
+from server.engine.tokenizer import Text, Tokens, Truncation
 from server.shaping.policy import DialState, QualityClass
 
 CacheState = Literal["hit", "miss", "shared"]
+
+# Characters that are normalized and tokenized before other requests get a turn: a few milliseconds' worth.
+CHARS_PER_TURN = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,30 +83,51 @@ class UsageSink(Protocol):
         """CPU time that was not spent thanks to `reason` (`cache`, `fallback`)."""
 
 
-@dataclass(slots=True)
-class _Flight:
-    """One computation that several equal requests may wait for. The first waiter owes its joules."""
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What the texts of one request share."""
 
+    family: Family
+    quality: QualityClass
+    point: str
+    rank: int
+    variant: str
+    reason: str
+    truncate: Truncation | None
+    is_gone: Callable[[], bool]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """One text of one request, waiting for a computation. `cpu_ns` is what it cost so far."""
+
+    future: asyncio.Future[Answer]
+    request: _Request
+    started_ns: int
+    cpu_ns: int
+
+    def left(self) -> bool:
+        return self.future.done() or self.request.is_gone()
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """One computation that several equal texts may wait for; the scheduler's job."""
+
+    engine: Engine
+    key: bytes
+    point: str
+    family: Family
+    variant: str
+    tokens: Tokens
     waiters: list[_Waiter] = field(default_factory=list)
-    job: Job | None = None
+    enqueued_ns: int = 0
 
     def abandoned(self) -> bool:
         return all(waiter.left() for waiter in self.waiters)
 
-
-@dataclass(slots=True)
-class _Waiter:
-    future: asyncio.Future[Answer]
-    is_gone: Callable[[], bool]
-    quality: QualityClass
-    point: str
-    reason: str
-    started_ns: int
-    tokenize_ns: int
-    first: bool
-
-    def left(self) -> bool:
-        return self.future.done() or self.is_gone()
+    def finish(self, result: JobResult) -> None:
+        self.engine._land(self, result)
 
 
 def never_gone() -> bool:
@@ -131,7 +156,7 @@ class Engine:
         self._accepting = True
         self._active = 0
         self._quiet = asyncio.Event()
-        self._cpu_ns_per_text = 4e6
+        self._cpu_ns_per_text = family.points[0].cpu_seconds_per_1k * 1e6
         self._workers = workers
 
     @property
@@ -149,196 +174,210 @@ class Engine:
         """Whether requests are accepted."""
         return self._accepting
 
-    def reconfigure(self, limits: EngineLimits, dial: DialState) -> None:
-        """Take new bounds and a new dial; what is in flight ends as it began.
+    def reconfigure(self, limits: EngineLimits, dial: DialState, family: Family | None = None) -> None:
+        """Take new bounds, a new dial and, if one is given, another version, all at once.
 
-        Raises KeyError if the dial names a point that the family does not have; nothing is changed then.
+        What is in flight ends as it began, on the version that it began with. Raises KeyError if the dial names a
+        point that the family does not have; nothing is changed then.
         """
+        newest = family or self.family
         for point in dial.point_by_class.values():
-            self.family.rank(point)
+            newest.rank(point)
+        if newest is not self.family:
+            self.family = newest
+            self.cache.clear()
         self.limits, self.dial = limits, dial
         self._scheduler.limits = limits.batch
         self.cache.resize(limits.cache_max_bytes, limits.cache_ttl_s)
-
-    def swap(self, family: Family, dial: DialState) -> None:
-        """Serve another version from now on; jobs in flight finish on the version they began with."""
-        self.family, self.dial = family, dial
-        self.cache.clear()
 
     async def predict(
         self,
         texts: Sequence[Text],
         *,
         quality: QualityClass = "standard",
-        truncate: bool = False,
+        truncate: Truncation | None = None,
         is_gone: Callable[[], bool] = never_gone,
     ) -> list[Answer]:
         """Answer every text, in order. Raises an EngineError; if one text fails, the request fails."""
         if not self._accepting:
             raise NotReady("the server is stopping; send the request again in a moment")
-        if len(texts) > self.limits.max_texts_per_request:
+        limits = self.limits
+        if len(texts) > limits.max_texts_per_request:
             raise InputTooLarge(
-                f"inputs: {len(texts)} texts in one request; the limit is {self.limits.max_texts_per_request}"
+                f"inputs: {len(texts)} texts in one request; the limit is {limits.max_texts_per_request}"
             )
-        family, dial = self.family, self.dial
+        request = self._request(quality, truncate, is_gone)
         self._active += 1
-        waiting: list[asyncio.Future[Answer] | Answer] = []
+        begun: list[asyncio.Future[Answer] | Answer] = []
         try:
             for text in texts:
-                self._check(family, text)
-            for text in texts:
-                waiting.append(self._begin(family, dial, text, quality, truncate, is_gone, len(texts)))
-            async with asyncio.timeout(self.limits.request_timeout_s):
-                return [one if isinstance(one, Answer) else await one for one in waiting]
+                self._check(request.family, text)
+            await self._begin_all(request, texts, begun)
+            async with asyncio.timeout(limits.request_timeout_s):
+                return [one if isinstance(one, Answer) else await one for one in begun]
         except TimeoutError:
             raise DeadlineExceeded(
-                f"no answer within {self.limits.request_timeout_s:g} s; the server is busy, try again later"
+                f"no answer within {limits.request_timeout_s:g} s; the server is busy, try again later"
             ) from None
         finally:
-            self._active -= 1
-            if not self._active and not self._accepting:
-                self._quiet.set()
-            for one in waiting:
-                if not isinstance(one, Answer) and not one.cancel() and not one.cancelled():
-                    one.exception()  # an error beside the one that is raised: marked as seen
+            self._leave(begun)
 
     async def drain(self, timeout_s: float) -> bool:
         """Accept nothing more and wait for what was accepted; True if all of it was answered in time."""
         self._accepting = False
-        if not self._active:
-            return True
-        try:
-            await asyncio.wait_for(self._quiet.wait(), timeout_s)
-        except TimeoutError:
-            return False
+        if self._active:
+            try:
+                await asyncio.wait_for(self._quiet.wait(), timeout_s)
+            except TimeoutError:
+                return False
         return True
 
-    def close(self) -> None:
-        """End the workers."""
+    async def close(self) -> None:
+        """Accept nothing more, finish what is queued and end the workers."""
         self._accepting = False
-        self._scheduler.close()
+        await self._scheduler.close()
+
+    def _request(self, quality: QualityClass, truncate: Truncation | None, is_gone: Callable[[], bool]) -> _Request:
+        family = self.family
+        point, reason = self.dial.answers(quality)
+        rank = family.rank(point)
+        return _Request(family, quality, point, rank, family.points[rank].variant, reason, truncate, is_gone)
 
     def _check(self, family: Family, text: Text) -> None:
-        longest = max(len(text.first), len(text.second or ""))
+        longest = len(text.first) if text.second is None else max(len(text.first), len(text.second))
         if longest > self.limits.max_text_chars:
             raise InputTooLarge(f"inputs: a text has {longest} characters; the limit is {self.limits.max_text_chars}")
         family.tokenizer.check(text)
 
-    def _begin(
-        self,
-        family: Family,
-        dial: DialState,
-        text: Text,
-        quality: QualityClass,
-        truncate: bool,
-        is_gone: Callable[[], bool],
-        texts: int,
-    ) -> asyncio.Future[Answer] | Answer:
+    async def _begin_all(
+        self, request: _Request, texts: Sequence[Text], begun: list[asyncio.Future[Answer] | Answer]
+    ) -> None:
+        """Begin every text; what was begun stands in `begun` even if one raises."""
+        admitted, characters = False, 0
+        for text in texts:
+            answer = self._begin(request, text, len(texts), admitted)
+            begun.append(answer)
+            # A request is admitted whole: it would be a waste to refuse the rest of it.
+            admitted = admitted or isinstance(answer, asyncio.Future)
+            characters += len(text.first) + len(text.second or "")
+            if characters > CHARS_PER_TURN:
+                characters = 0
+                await asyncio.sleep(0)
+
+    def _begin(self, request: _Request, text: Text, texts: int, admitted: bool) -> asyncio.Future[Answer] | Answer:
         """Answer from the cache, or join an equal computation in flight, or start one."""
         started_ns, cpu_before = time.perf_counter_ns(), time.thread_time_ns()
-        point, reason = dial.answers(quality)
-        tokenizer = family.tokenizer
-        first = tokenizer.normalize(text.first)
-        second = None if text.second is None else tokenizer.normalize(text.second)
-        key = cache_key(family.digest, first, second, truncate)
-        kept = self.cache.get(key, family.rank(point))
+        key = _key_of(request, text)
+        kept = self.cache.get(key, request.rank)
         if kept is not None:
-            return self._hit(kept, quality, reason, started_ns, cpu_before)
+            return self._hit(kept, request, started_ns, cpu_before)
         self._usage.count("cache_misses")
+        flight = self._flights.get((key, request.point))
+        if flight is None:
+            try:
+                if not admitted:
+                    self._admit(texts)
+                tokens = request.family.tokenizer.encode(text, truncate=request.truncate)
+            except EngineError as error:
+                outcome = "shed" if isinstance(error, Overloaded) else "error"
+                cpu_ns = time.thread_time_ns() - cpu_before
+                self._usage.request(request.variant, request.point, request.quality, outcome, cpu_ns)
+                raise
+            flight = _Flight(self, key, request.point, request.family, request.variant, tokens)
+            self._flights[(key, request.point)] = flight
+            self._scheduler.submit(flight)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        flight = self._flights.get((key, point))
-        if flight is not None:
-            cpu_ns = time.thread_time_ns() - cpu_before
-            flight.waiters.append(_Waiter(future, is_gone, quality, point, reason, started_ns, cpu_ns, first=False))
-            return future
-        variant = family.variant_of(point).name
-        if self.queued >= self.limits.max_queue_requests:
-            self._usage.request(variant, point, quality, "shed", time.thread_time_ns() - cpu_before)
-            raise Overloaded("the queue is full; come back after Retry-After seconds", self._backlog_s(texts))
-        try:
-            tokens = tokenizer.encode(text, truncate=truncate)
-        except EngineError:
-            self._usage.request(variant, point, quality, "error", time.thread_time_ns() - cpu_before)
-            raise
-        cpu_ns = time.thread_time_ns() - cpu_before
-        flight = self._flights[(key, point)] = _Flight()
-        flight.waiters.append(_Waiter(future, is_gone, quality, point, reason, started_ns, cpu_ns, first=True))
-        flight.job = Job(
-            tokens,
-            family,
-            variant,
-            flight.abandoned,
-            lambda result: self._finish(family, key, point, variant, result),
-        )
-        self._scheduler.submit(flight.job)
+        flight.waiters.append(_Waiter(future, request, started_ns, time.thread_time_ns() - cpu_before))
         return future
 
-    def _hit(self, kept: CachedAnswer, quality: QualityClass, reason: str, started_ns: int, cpu_before: int) -> Answer:
-        cpu_ns = time.thread_time_ns() - cpu_before
-        self._usage.count("cache_hits")
-        self._usage.avoided("cache", kept.cpu_ns - cpu_ns)
-        self._usage.request(
-            kept.variant,
-            kept.point,
-            quality,
-            "cached",
-            cpu_ns,
-            total_ns=time.perf_counter_ns() - started_ns,
-        )
-        return Answer(kept.logits, kept.variant, kept.point, reason, "hit", cpu_ns)
-
-    def _finish(self, family: Family, key: bytes, point: str, variant: str, result: JobResult) -> None:
-        """A job ended: keep its answer and wake everyone who waits for it."""
-        flight = self._flights[(key, point)]
-        if result.dropped and flight.job is not None and not flight.abandoned():
-            # Somebody joined after the worker had dropped it.
-            self._scheduler.submit(flight.job)
-            return
-        del self._flights[(key, point)]
-        if result.logits is not None and family is self.family:
-            kept = CachedAnswer(result.logits, point, variant, family.rank(point), result.cpu_ns)
-            self.cache.put(key, kept)
-        if not result.dropped:
-            self._usage.avoided("fallback", _saved_by_fallback(family, point, result.cpu_ns))
-        ended_ns = time.perf_counter_ns()
-        for waiter in flight.waiters:
-            cpu_ns = waiter.tokenize_ns + (result.cpu_ns if waiter.first else 0)
-            if not waiter.first:
-                self._usage.avoided("cache", result.cpu_ns)
-            outcome = self._settle(waiter, variant, result, cpu_ns)
-            self._usage.request(
-                variant,
-                point,
-                waiter.quality,
-                outcome,
-                cpu_ns,
-                total_ns=ended_ns - waiter.started_ns,
-                queue_ns=result.queued_ns,
-                tokenize_ns=waiter.tokenize_ns,
+    def _admit(self, texts: int) -> None:
+        """Raise Overloaded if the queue is full or so long that the answer would come too late."""
+        queued = self.queued
+        wait_s = queued * self._cpu_ns_per_text / 1e9 / self._workers
+        if queued >= self.limits.max_queue_requests or (queued and wait_s > self.limits.request_timeout_s):
+            raise Overloaded(
+                f"{queued} texts are waiting; come back after Retry-After seconds",
+                max(1.0, wait_s + texts * self._cpu_ns_per_text / 1e9),
             )
 
-    def _settle(self, waiter: _Waiter, variant: str, result: JobResult, cpu_ns: int) -> str:
-        future = waiter.future
-        if future.done():
-            return "cancelled"
-        if result.dropped:
-            future.set_exception(ClientGone("the client left before its batch was formed"))
-            return "cancelled"
-        if result.error is not None:
-            future.set_exception(result.error)
-            return "error"
-        assert result.logits is not None
-        state: CacheState = "miss" if waiter.first else "shared"
-        future.set_result(Answer(result.logits, variant, waiter.point, waiter.reason, state, cpu_ns))
-        return "ok" if waiter.first else "cached"
+    def _hit(self, kept: CachedAnswer, request: _Request, started_ns: int, cpu_before: int) -> Answer:
+        cpu_ns = time.thread_time_ns() - cpu_before
+        usage = self._usage
+        usage.count("cache_hits")
+        usage.avoided("cache", kept.cpu_ns - cpu_ns)
+        total_ns = time.perf_counter_ns() - started_ns
+        usage.request(kept.variant, kept.point, request.quality, "cached", cpu_ns, total_ns=total_ns)
+        return Answer(kept.logits, kept.variant, kept.point, request.reason, "hit", cpu_ns)
+
+    def _land(self, flight: _Flight, result: JobResult) -> None:
+        """A computation ended: keep its answer and wake everyone who waits for it."""
+        if result.dropped and not flight.abandoned():
+            self._scheduler.submit(flight)  # somebody joined after the worker had dropped it
+            return
+        del self._flights[(flight.key, flight.point)]
+        family, waiters = flight.family, flight.waiters
+        if result.logits is not None and family is self.family:
+            rank = family.rank(flight.point)
+            self.cache.put(flight.key, CachedAnswer(result.logits, flight.point, flight.variant, rank, result.cpu_ns))
+        # The first who still waits owes the computation; if nobody does, the one who began it.
+        owing = next((waiter for waiter in waiters if not waiter.future.done()), waiters[0])
+        outcomes = [_settle(waiter, flight, result, first=waiter is owing) for waiter in waiters]
+        self._usage.avoided("fallback", _saved_by_fallback(family, flight.point, result.cpu_ns))
+        ended_ns = time.perf_counter_ns()
+        for waiter, outcome in zip(waiters, outcomes, strict=True):
+            if waiter is not owing:
+                self._usage.avoided("cache", result.cpu_ns)
+            self._usage.request(
+                flight.variant,
+                flight.point,
+                waiter.request.quality,
+                outcome,
+                waiter.cpu_ns + (result.cpu_ns if waiter is owing else 0),
+                total_ns=ended_ns - waiter.started_ns,
+                queue_ns=result.queued_ns,
+                tokenize_ns=waiter.cpu_ns,
+            )
+
+    def _leave(self, begun: list[asyncio.Future[Answer] | Answer]) -> None:
+        """A request ended, one way or another: nothing of it is waited for any more."""
+        self._active -= 1
+        if not self._active and not self._accepting:
+            self._quiet.set()
+        for one in begun:
+            if not isinstance(one, Answer) and not one.cancel() and not one.cancelled():
+                one.exception()  # an error beside the one that is raised: marked as seen
 
     def _record_batch(self, record: BatchRecord) -> None:
-        # A slow average: only the Retry-After hint is made of it.
+        # A slow average: only the expected wait is made of it.
         self._cpu_ns_per_text += 0.05 * (record.cpu_ns / record.rows - self._cpu_ns_per_text)
         self._usage.batch(record.rows, record.tokens, record.padded_tokens, record.infer_ns)
 
-    def _backlog_s(self, texts: int) -> float:
-        return max(1.0, (self.queued + texts) * self._cpu_ns_per_text / 1e9 / self._workers)
+
+def _key_of(request: _Request, text: Text) -> bytes:
+    family = request.family
+    normalize = family.tokenizer.normalize
+    try:
+        second = None if text.second is None else normalize(text.second)
+        return cache_key(family.digest, normalize(text.first), second, request.truncate)
+    except UnicodeEncodeError:
+        raise InvalidInput("inputs: a text holds half of a surrogate pair; send whole characters") from None
+
+
+def _settle(waiter: _Waiter, flight: _Flight, result: JobResult, *, first: bool) -> str:
+    """Give a waiter its answer or its error; returns the outcome to report."""
+    future = waiter.future
+    if future.done():
+        return "cancelled"
+    if result.error is not None:
+        future.set_exception(result.error)
+        return "error"
+    if result.logits is None:
+        future.set_exception(ClientGone("the client left before its batch was formed"))
+        return "cancelled"
+    cpu_ns = waiter.cpu_ns + (result.cpu_ns if first else 0)
+    state: CacheState = "miss" if first else "shared"
+    future.set_result(Answer(result.logits, flight.variant, flight.point, waiter.request.reason, state, cpu_ns))
+    return "ok" if first else "cached"
 
 
 def _saved_by_fallback(family: Family, point: str, cpu_ns: int) -> int:

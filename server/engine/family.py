@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from models.manifest import Manifest, OperatingPoint, Variant
+import numpy as np
+
+from models.manifest import Manifest, OperatingPoint
 from models.store import Version
 from server.engine.errors import BackendFailure
 from server.engine.runtime import OnnxRuntime, Runtime
@@ -31,49 +35,54 @@ class Family:
 
     def rank(self, point: str) -> int:
         """Position of a point on the front; 0 is full quality. KeyError if it is not there."""
-        for rank, candidate in enumerate(self.points):
-            if candidate.name == point:
-                return rank
-        raise KeyError(point)
+        return self._ranks[point]
 
-    def variant_of(self, point: str) -> Variant:
-        """The variant that answers at `point`."""
-        return self.manifest.variant(self.points[self.rank(point)].variant)
+    def has(self, points: Iterable[str]) -> bool:
+        """Whether all of these points are on the front."""
+        return self._ranks.keys() >= set(points)
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return {point.name: rank for rank, point in enumerate(self.points)}
 
 
 def load_family(version: Version) -> Family:
     """Load a verified version and run every variant once on texts of several lengths.
 
-    Raises BackendFailure if a variant cannot be loaded or answers with a non-finite value.
+    Raises BackendFailure, naming the file, if the tokenizer or a variant cannot be loaded, or if a variant does not
+    answer with one finite row of scores a text.
     """
     manifest = version.manifest
-    tokenizer = TextTokenizer(
-        version.file(manifest.tokenizer),
-        max_tokens=manifest.max_tokens,
-        pair=manifest.pair,
-        type_ids="token_type_ids" in manifest.inputs,
-    )
+    tokenizer, batches = _load_tokenizer(version.file(manifest.tokenizer), manifest)
     served = {point.variant for point in manifest.points}
-    runtimes: dict[str, Runtime] = {}
-    for variant in manifest.variants:
-        if variant.name in served:
-            runtimes[variant.name] = _warm(version.file(variant.model), manifest, tokenizer)
+    runtimes = {
+        variant.name: _load_runtime(version.file(variant.model), manifest, batches)
+        for variant in manifest.variants
+        if variant.name in served
+    }
     return Family(version.name, version.name.encode(), manifest, tokenizer, runtimes)
 
 
-def _warm(path: Path, manifest: Manifest, tokenizer: TextTokenizer) -> Runtime:
+def _load_tokenizer(path: Path, manifest: Manifest) -> tuple[TextTokenizer, list[list[Tokens]]]:
+    """The tokenizer, and batches to warm the runtimes up with."""
+    type_ids = "token_type_ids" in manifest.inputs
+    texts = [Text(text, text if manifest.pair else None) for text in WARM_UP_TEXTS]
+    try:
+        tokenizer = TextTokenizer(path, max_tokens=manifest.max_tokens, pair=manifest.pair, type_ids=type_ids)
+        tokens = [tokenizer.encode(text, truncate="right") for text in texts]
+    except Exception as error:  # the library raises plain Exception
+        raise BackendFailure(f"{path}: no tokenizer that this release reads: {error}") from error
+    return tokenizer, [*([one] for one in tokens), tokens]
+
+
+def _load_runtime(path: Path, manifest: Manifest, batches: list[list[Tokens]]) -> Runtime:
     try:
         runtime = OnnxRuntime(path, pad_id=manifest.pad_id)
     except Exception as error:  # ONNX Runtime raises many unrelated types
         raise BackendFailure(f"{path}: the runtime cannot load it: {error}") from error
-    for batch in _warm_up_batches(manifest, tokenizer):
+    for batch in batches:
         logits = runtime.run(batch)
-        if logits.shape != (len(batch), len(manifest.labels)) or not bool((logits == logits).all()):
-            raise BackendFailure(f"{path}: warm-up gave logits of shape {logits.shape} or not-a-number")
+        wanted = (len(batch), len(manifest.labels))
+        if logits.shape != wanted or not np.isfinite(logits).all():
+            raise BackendFailure(f"{path}: warm-up gave scores of shape {logits.shape} (not {wanted}) or not finite")
     return runtime
-
-
-def _warm_up_batches(manifest: Manifest, tokenizer: TextTokenizer) -> list[list[Tokens]]:
-    texts = [Text(text, text if manifest.pair else None) for text in WARM_UP_TEXTS]
-    tokens = [tokenizer.encode(text, truncate=True) for text in texts]
-    return [[one] for one in tokens] + [tokens]

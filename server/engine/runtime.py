@@ -56,15 +56,15 @@ class OnnxRuntime:
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.log_severity_level = 3
         self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._inputs = [i.name for i in self._session.get_inputs()]
+        self._takes_types = "token_type_ids" in [one.name for one in self._session.get_inputs()]
         self._pad_id = pad_id
 
     def run(self, batch: Sequence[Tokens]) -> Float32Array:
         """Logits, shape [len(batch), labels]. Raises BackendFailure with the runtime's own words."""
         ids, mask, types = pad(batch, self._pad_id)
         feed = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in self._inputs:
-            feed["token_type_ids"] = types if types is not None else np.zeros_like(ids)
+        if self._takes_types:
+            feed["token_type_ids"] = np.zeros_like(ids) if types is None else types
         try:
             logits: Float32Array = self._session.run(["logits"], feed)[0]
         except Exception as error:  # ONNX Runtime raises many unrelated types

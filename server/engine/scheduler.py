@@ -7,11 +7,14 @@ its own thread's CPU clock is exactly what the batch cost.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Protocol
 
 import numpy as np
 
@@ -21,17 +24,7 @@ from server.engine.family import Family
 from server.engine.runtime import Float32Array
 from server.engine.tokenizer import Tokens
 
-
-@dataclass(slots=True)
-class Job:
-    """One text on its way through the runtime."""
-
-    tokens: Tokens
-    family: Family
-    variant: str
-    abandoned: Callable[[], bool]
-    finish: Callable[[JobResult], None]
-    enqueued_ns: int = 0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +36,28 @@ class JobResult:
     error: BackendFailure | None
     cpu_ns: int
     queued_ns: int
-    infer_ns: int
 
     @property
     def dropped(self) -> bool:
         """Whether the job never ran."""
         return self.logits is None and self.error is None
+
+
+class Job(Protocol):
+    """One text on its way through the runtime."""
+
+    tokens: Tokens
+    family: Family
+    variant: str
+    enqueued_ns: int
+
+    def abandoned(self) -> bool:
+        """Whether nobody waits for it any more. Called by the workers, with their lock held."""
+        ...
+
+    def finish(self, result: JobResult) -> None:
+        """Take what became of it. Called once for each `submit`, on the event loop."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +72,12 @@ class BatchRecord:
     infer_ns: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Outcome:
-    jobs: list[Job]
-    results: list[JobResult]
+    """What a worker hands to the event loop."""
+
+    finished: Sequence[tuple[Job, JobResult]]
     record: BatchRecord | None = None
-    dropped: list[Job] = field(default_factory=list)
 
 
 class Scheduler:
@@ -107,6 +116,19 @@ class Scheduler:
             self._flush_due = True
             self._loop.call_soon(self._flush)
 
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Let the workers finish what is queued and end; results still come back meanwhile. Submit nothing after."""
+        self._flush()
+        with self._ready:
+            self._closing = True
+            self._ready.notify_all()
+        await asyncio.to_thread(self._join, timeout_s)
+
+    def _join(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
     def _flush(self) -> None:
         self._flush_due = False
         with self._ready:
@@ -121,15 +143,6 @@ class Scheduler:
                 lane.add(job, len(job.tokens), self._arrivals)
             self._ready.notify(min(self._queued, self._idle))
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Let the workers finish what is queued and end."""
-        with self._ready:
-            self._closing = True
-            self._ready.notify_all()
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
     def _work(self) -> None:
         while True:
             with self._ready:
@@ -140,15 +153,17 @@ class Scheduler:
                 if not self._queued:
                     return
                 jobs, dropped = self._next_batch()
-            outcome = _run(jobs) if jobs else _Outcome([], [])
-            outcome.dropped = dropped
             try:
-                self._loop.call_soon_threadsafe(self._deliver, outcome)
+                if dropped:
+                    self._loop.call_soon_threadsafe(self._deliver, _dropped(dropped))
+                if jobs:
+                    self._loop.call_soon_threadsafe(self._deliver, _run(jobs))
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
 
     def _next_batch(self) -> tuple[list[Job], list[Job]]:
-        """Called with the lock held: the next batch of the lane whose head has waited longest."""
+        """Called with the lock held: the next batch, of the lane whose head has waited longest, and the jobs that
+        nobody waits for any more."""
         dropped: list[Job] = []
         for key in list(self._lanes):
             dropped += self._lanes[key].discard(lambda job: job.abandoned())
@@ -163,13 +178,18 @@ class Scheduler:
         return jobs, dropped
 
     def _deliver(self, outcome: _Outcome) -> None:
-        for job in outcome.dropped:
-            queued_ns = time.perf_counter_ns() - job.enqueued_ns
-            job.finish(JobResult(None, None, 0, queued_ns, 0))
-        for job, result in zip(outcome.jobs, outcome.results, strict=True):
-            job.finish(result)
+        for job, result in outcome.finished:
+            try:
+                job.finish(result)
+            except Exception:  # one that cannot take its result must not cost its batch-mates theirs
+                log.exception("a result could not be handed over")
         if outcome.record is not None:
             self._on_batch(outcome.record)
+
+
+def _dropped(jobs: list[Job]) -> _Outcome:
+    now_ns = time.perf_counter_ns()
+    return _Outcome([(job, JobResult(None, None, 0, now_ns - job.enqueued_ns)) for job in jobs])
 
 
 def _run(jobs: list[Job]) -> _Outcome:
@@ -177,54 +197,49 @@ def _run(jobs: list[Job]) -> _Outcome:
     ones fail."""
     started_ns, cpu_before = time.perf_counter_ns(), time.thread_time_ns()
     family, variant = jobs[0].family, jobs[0].variant
-    runtime = family.runtimes[variant]
-    rows: list[Float32Array | BackendFailure]
-    try:
-        rows = _finite(runtime.run([job.tokens for job in jobs]))
-    except BackendFailure as error:
-        rows = [error] if len(jobs) == 1 else [_run_alone(job) for job in jobs]
+    rows = _answers(jobs)
+    if isinstance(rows, BackendFailure):
+        alone = [_answers([job]) for job in jobs] if len(jobs) > 1 else [rows]
+        rows = [answer if isinstance(answer, BackendFailure) else answer[0] for answer in alone]
     cpu_ns = time.thread_time_ns() - cpu_before
     infer_ns = time.perf_counter_ns() - started_ns
-    weights = [family.manifest.variant(variant).cost.weight(len(job.tokens)) for job in jobs]
-    results = [
-        JobResult(
-            None if isinstance(row, BackendFailure) else row,
-            row if isinstance(row, BackendFailure) else None,
-            share,
-            started_ns - job.enqueued_ns,
-            infer_ns,
-        )
-        for job, row, share in zip(jobs, rows, split(cpu_ns, weights), strict=True)
-    ]
     lengths = [len(job.tokens) for job in jobs]
-    record = BatchRecord(variant, len(jobs), sum(lengths), len(jobs) * max(lengths), cpu_ns, infer_ns)
-    return _Outcome(jobs, results, record)
-
-
-def _run_alone(job: Job) -> Float32Array | BackendFailure:
-    try:
-        return _finite(job.family.runtimes[job.variant].run([job.tokens]))[0]
-    except BackendFailure as error:
-        return error
-
-
-def _finite(logits: Float32Array) -> list[Float32Array | BackendFailure]:
-    finite: list[bool] = list(np.isfinite(logits).all(axis=1))
-    return [
-        row if sound else BackendFailure("the model gave a non-finite score for this text")
-        for row, sound in zip(logits, finite, strict=True)
+    weight = family.manifest.variant(variant).cost.weight
+    finished = [
+        (job, JobResult(*_logits_or_error(row), share, started_ns - job.enqueued_ns))
+        for job, row, share in zip(jobs, rows, split(cpu_ns, [weight(n) for n in lengths]), strict=True)
     ]
+    record = BatchRecord(variant, len(jobs), sum(lengths), len(jobs) * max(lengths), cpu_ns, infer_ns)
+    return _Outcome(finished, record)
+
+
+def _answers(jobs: list[Job]) -> list[Float32Array | BackendFailure] | BackendFailure:
+    """Logits (or a failure) of each row, or the one failure of the whole run."""
+    try:
+        logits = jobs[0].family.runtimes[jobs[0].variant].run([job.tokens for job in jobs])
+        sound = np.logical_and.reduce(np.isfinite(logits), axis=1)
+        # A copy, because a row alone would keep its whole batch in memory for as long as the cache keeps it.
+        return [
+            row.copy() if fine else BackendFailure("the model gave a non-finite score for this text")
+            for row, fine, _ in zip(logits, sound, jobs, strict=True)
+        ]
+    except BackendFailure as failure:
+        return failure
+    except Exception as error:  # a worker that dies would leave its batch without an answer
+        log.exception("a run failed")
+        return BackendFailure(f"the runtime failed: {error}")
+
+
+def _logits_or_error(row: Float32Array | BackendFailure) -> tuple[Float32Array | None, BackendFailure | None]:
+    return (None, row) if isinstance(row, BackendFailure) else (row, None)
 
 
 def split(total: int, weights: Sequence[float]) -> list[int]:
-    """Share an integer by weights so that the parts add up to it exactly (each cut falls at a rounded running sum)."""
-    whole = sum(weights)
-    parts, given, running = [], 0, 0.0
-    for weight in weights:
-        running += weight
-        upto = round(total * (running / whole))
-        parts.append(upto - given)
-        given = upto
-    if parts:
-        parts[-1] += total - given
-    return parts
+    """Share a whole number by weights so that the parts add up to it exactly.
+
+    Each cut falls at the rounded running sum, so a part is off its exact share by less than one. Weights are positive
+    and finite; no part is negative if `total` is not.
+    """
+    running = list(accumulate(weights))
+    cuts = [round(total * (upto / running[-1])) for upto in running[:-1]]
+    return [end - start for start, end in pairwise([0, *cuts, total])]

@@ -1,14 +1,22 @@
-"""Logits to scores."""
+"""Logits to scores. Plain Python: for the few dozen labels of one text numpy's calls cost more than their loops, and
+each of them may hand the interpreter to a worker thread."""
 
 from __future__ import annotations
 
-import numpy as np
+from math import exp
 
 from server.engine.runtime import Float32Array
 
 
-def softmax(logits: Float32Array) -> Float32Array:
-    """Probabilities over the last axis (float32, same shape), stable for large logits."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities: Float32Array = shifted / shifted.sum(axis=-1, keepdims=True)
-    return probabilities
+def probabilities(logits: Float32Array) -> list[float]:
+    """Softmax of one text's logits (shape [labels]), stable for large ones."""
+    row: list[float] = logits.tolist()
+    largest = max(row)
+    powers = [exp(value - largest) for value in row]
+    total = sum(powers)
+    return [power / total for power in powers]
+
+
+def best_first(scores: list[float]) -> list[int]:
+    """Indices by falling score; equal scores keep their order."""
+    return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)

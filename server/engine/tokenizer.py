@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from server.engine.errors import EmptyInput, InputTooLarge, InvalidInput
+
+Truncation = Literal["left", "right"]
+"""The end at which a text that is too long loses tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +34,32 @@ class Tokens:
 
 
 class TextTokenizer:
-    """The family's tokenizer with the family's limits."""
+    """The family's tokenizer with the family's limits. Used from one thread at a time."""
 
     def __init__(self, path: Path, *, max_tokens: int, pair: bool, type_ids: bool) -> None:
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        # A client that writes "[SEP]" means these five characters; it must not split its text in two. This also
+        # makes the tokens a function of the normalized text, which `normalize` relies on.
+        self._tokenizer.encode_special_tokens = True
         self._max_tokens = max_tokens
         self._pair = pair
         self._type_ids = type_ids
         self._normalizer = self._tokenizer.normalizer
-        pre_tokenizer = self._tokenizer.pre_tokenizer
-        # BERT's pre-tokenizer drops every run of white space, so texts that differ only there share a key.
-        self._folds_space = type(pre_tokenizer).__name__ == "BertPreTokenizer"
+        # BERT's pre-tokenizer drops every run of white space, so texts that differ only there share a key; its
+        # normalizer has removed the control characters that Python counts as white space and Rust does not.
+        self._folds_space = type(self._tokenizer.pre_tokenizer).__name__ == "BertPreTokenizer" and bool(
+            getattr(self._normalizer, "clean_text", False)
+        )
 
     def normalize(self, text: str) -> str:
-        """The form that equal texts share: what the tokenizer itself makes of the characters."""
+        """A form that only texts of equal tokens share: what the tokenizer itself makes of the characters.
+
+        Raises UnicodeEncodeError for a text with a lone surrogate.
+        """
         if self._normalizer is not None:
             text = self._normalizer.normalize_str(text)
-        else:
-            text = unicodedata.normalize("NFC", text)
         return " ".join(text.split()) if self._folds_space else text
 
     def check(self, text: Text) -> None:
@@ -62,25 +71,37 @@ class TextTokenizer:
                 "inputs: this family takes single texts and got a pair; "
                 'to send several texts wrap each in a list of its own: [["one"], ["two"]]'
             )
-        if not text.first.strip() or (text.second is not None and not text.second.strip()):
+        if _blank(text.first) or (text.second is not None and _blank(text.second)):
             raise EmptyInput("inputs: a text is empty; send at least one visible character")
 
-    def encode(self, text: Text, *, truncate: bool) -> Tokens:
-        """Token ids of a text. Raises InputTooLarge if it is longer than the model and `truncate` is off."""
+    def encode(self, text: Text, *, truncate: Truncation | None) -> Tokens:
+        """Token ids of a text, cut at that end if it is too long.
+
+        Raises InputTooLarge if it is longer than the model reads and `truncate` is None, and EmptyInput if nothing of
+        it is left.
+        """
         encoding = self._tokenizer.encode(text.first, text.second)
-        if len(encoding) > self._max_tokens:
-            if not truncate:
+        ids = encoding.ids
+        if len(ids) > self._max_tokens:
+            if truncate is None:
                 raise InputTooLarge(
-                    f"inputs: a text has {len(encoding)} tokens and the model reads {self._max_tokens}; "
+                    f"inputs: a text has {len(ids)} tokens and the model reads {self._max_tokens}; "
                     'shorten it or send "truncate": true'
                 )
-            encoding = self._encode_truncated(text)
-        return Tokens(encoding.ids, encoding.type_ids if self._type_ids else None)
+            encoding = self._encode_truncated(text, truncate)
+            ids = encoding.ids
+        if not ids:
+            raise EmptyInput("inputs: the model can read nothing of a text; send at least one visible character")
+        return Tokens(ids, encoding.type_ids if self._type_ids else None)
 
-    def _encode_truncated(self, text: Text):  # type: ignore[no-untyped-def]
-        # Truncating is a setting of the tokenizer, not of the call; all calls are made on the loop's thread.
-        self._tokenizer.enable_truncation(self._max_tokens)
+    def _encode_truncated(self, text: Text, side: Truncation) -> Encoding:
+        # Truncating is a setting of the tokenizer, not of the call.
+        self._tokenizer.enable_truncation(self._max_tokens, direction=side)
         try:
             return self._tokenizer.encode(text.first, text.second)
         finally:
             self._tokenizer.no_truncation()
+
+
+def _blank(text: str) -> bool:
+    return not text or text.isspace()

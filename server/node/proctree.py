@@ -22,6 +22,9 @@ MAX_MEMBERS = 2000
 class _Member:
     handle: int
     times: ProcessTimes
+    text: bytes | None = None
+    """What `stat` said last: it stays the same while a process rests."""
+    spent_ns: int = 0
 
 
 class ServingTree:
@@ -49,12 +52,15 @@ class ServingTree:
         """Take `pid` and its descendants in from now on; what they spent before is not counted."""
         if pid not in self._roots:
             self._roots.add(pid)
-            self._rooted = pid not in self._members
+            if pid in self._members:
+                self._seen_roots.add(pid)
+            else:
+                self._rooted = True
 
-    def process_cpu_ns(self, pid: int) -> int | None:
-        """CPU time of a member and its reaped children since it started; None if it is not in the tree."""
+    def spent_ns(self, pid: int) -> int | None:
+        """CPU time a member and its reaped children spent between the last two samples; None if not a member."""
         member = self._members.get(pid)
-        return member.times.total_ns if member else None
+        return member.spent_ns if member else None
 
     def is_alive(self, pid: int, started_ticks: int) -> bool | None:
         """Whether that very process lives; None if this `/proc` does not show it (another PID namespace)."""
@@ -96,14 +102,19 @@ class ServingTree:
         reaped_ns: dict[int, int] = {}
         ended: list[ProcessTimes] = []
         for pid, member in self._members.items():
-            before = member.times
             try:
-                member.times = parse_process_times(pid, os.pread(member.handle, _STAT_BYTES, 0))
+                text = os.pread(member.handle, _STAT_BYTES, 0)
+                if text == member.text:
+                    member.spent_ns = reaped_ns[pid] = 0
+                    continue
+                times = parse_process_times(pid, text)
             except (OSError, ValueError, IndexError):
-                ended.append(before)
+                ended.append(member.times)
                 continue
-            spent_ns += max(member.times.own_ns - before.own_ns, 0)
-            reaped_ns[pid] = max(member.times.reaped_ns - before.reaped_ns, 0)
+            own_ns = max(times.own_ns - member.times.own_ns, 0)
+            reaped_ns[pid] = max(times.reaped_ns - member.times.reaped_ns, 0)
+            member.times, member.text, member.spent_ns = times, text, own_ns + reaped_ns[pid]
+            spent_ns += own_ns
         for times in ended:
             os.close(self._members.pop(times.pid).handle)
             if times.parent in reaped_ns:
@@ -126,6 +137,7 @@ class ServingTree:
             for times in found:
                 if len(self._members) < MAX_MEMBERS and self._take(times) and times.pid not in known:
                     born_ns += times.total_ns
+                    self._members[times.pid].spent_ns = times.total_ns
             fresh = [times for times in fresh if times.pid not in self._members and times not in found]
             if not found:
                 break

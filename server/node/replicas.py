@@ -50,6 +50,7 @@ class Replicas:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`is_that_process(pid, started_ticks)` says whether `/proc` shows that process."""
+        self._run_dir = run_dir.absolute()
         self._path = wire.socket_path(run_dir)
         self._settlement = settlement
         self._is_that_process = is_that_process
@@ -69,6 +70,8 @@ class Replicas:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         own.bind(self._path)
+        for path in self._run_dir.glob(wire.REPLICA_SOCKETS):
+            _knock(path)
         self._socket = own
         self._loop = loop
         loop.add_reader(own.fileno(), self._receive)
@@ -124,14 +127,17 @@ class Replicas:
             state = alive(peer.pid, peer.started_ticks) if peer.visible else None
             if state is False or (state is None and now_s - peer.heard_s > FORGET_AFTER_SECONDS):
                 log.info("replica %s (pid %d) is gone", peer.instance[:12], peer.pid)
-                self._bury(peer)
+                self._bury(peer, may_return=state is None)
 
-    def _bury(self, peer: Peer) -> None:
+    def _bury(self, peer: Peer, *, may_return: bool = False) -> None:
         self.peers.pop(peer.instance, None)
         self._waiting.discard(peer.instance)
-        self._settlement.replica(peer.instance).gone = True
-        with contextlib.suppress(OSError):
-            os.unlink(peer.address)
+        account = self._settlement.replica(peer.instance)
+        account.gone, account.may_return = True, may_return
+        address = Path(peer.address)
+        if not may_return and address.parent == self._run_dir and address.match(wire.REPLICA_SOCKETS):
+            with contextlib.suppress(OSError):
+                address.unlink()
 
     def _send(self, message: Mapping[str, object], peer: Peer) -> bool:
         if self._socket is None:
@@ -211,3 +217,16 @@ class Replicas:
             self._settlement.replica(instance).gone = False
         visible = self._is_that_process(pid, started)
         self.peers[instance] = Peer(instance, pid, started, address, self._clock_s(), visible)
+
+
+def _knock(path: Path) -> None:
+    """Ask a replica that was here before this node to say hello; take the socket away if its owner is dead."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+            probe.send(wire.pack({"v": wire.VERSION, "t": "who"}))
+        except ConnectionRefusedError:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        except OSError as error:
+            log.debug("%s: %s", path, error)

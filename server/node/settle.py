@@ -20,6 +20,8 @@ from server.node.totals import Increase, ServingTotals, increase
 from server.node.wire import Snapshot, cpu_bucket_middle_ns
 
 MAX_TICKS = 3
+MAX_REMEMBERED = 16
+MAX_CARRIED_CPU_NS = 5 * NANOSECONDS_PER_SECOND
 _RATE_KEEP = 0.9
 _UJ_PER_NS_IN_WATTS = NANOSECONDS_PER_SECOND / MICROJOULES_PER_JOULE
 
@@ -36,7 +38,9 @@ class ReplicaAccount:
     covered: bool = False
     """True if `settled` is of the moment the open window began."""
     gone: bool = False
-    """The process ended; its last snapshot is settled with the open window."""
+    """The process ended, or fell silent; its last snapshot is settled with the open window."""
+    may_return: bool = False
+    """It only fell silent: what was settled is remembered, so that none of it is counted again."""
 
     def receive(self, snapshot: Snapshot) -> None:
         """Take a snapshot; one that is older than what is known is ignored."""
@@ -82,6 +86,8 @@ class Settlement:
         self.ledger = ledger
         self.totals = totals
         self.replicas: dict[str, ReplicaAccount] = {}
+        self.remembered: dict[str, Snapshot] = {}
+        """Last settled snapshots of replicas that are not here now and may say hello again."""
         self._idle = idle
         self._fixed_rate = fixed_joules_per_cpu_second
         self._window = _OpenWindow()
@@ -105,7 +111,16 @@ class Settlement:
 
     def replica(self, instance: str) -> ReplicaAccount:
         """The account of a replica, opened if it is new."""
-        return self.replicas.setdefault(instance, ReplicaAccount(instance))
+        account = self.replicas.get(instance)
+        if account is None:
+            account = ReplicaAccount(instance, settled=self.remembered.pop(instance, None))
+            self.replicas[instance] = account
+        return account
+
+    def settled_snapshots(self) -> dict[str, Snapshot]:
+        """What has to be remembered over a restart of the node."""
+        living = {r.instance: r.settled for r in self.replicas.values() if r.settled is not None}
+        return {**self.remembered, **living}
 
     def tick(self, tick: MachineTick, answered: set[str], grams_per_kwh: float | None) -> bool:
         """Add a tick to the open window and close it if it can be; True if it was closed.
@@ -142,7 +157,7 @@ class Settlement:
                 replica.covered = True
                 changes.append(change)
             if replica.gone:
-                del self.replicas[replica.instance]
+                self._part_with(replica)
         for account, cpu_ns in self._carried_cpu_ns.items():
             claims[account] = claims.get(account, 0) + cpu_ns
         attribution = attribute(
@@ -155,7 +170,7 @@ class Settlement:
             )
         )
         self.ledger.settle(attribution, grams_per_kwh)
-        self._carry(attribution, window.busy_cpu_ns)
+        self._carry(attribution)
         self._learn_rate(attribution, max(window.busy_cpu_ns, window.serving_cpu_ns + unseen_ns))
         for change in changes:
             self._enter(change)
@@ -174,6 +189,13 @@ class Settlement:
             window.energy_uj[domain] = window.energy_uj.get(domain, 0) + delta.energy_uj
             window.idle_uj[domain] = window.idle_uj.get(domain, 0) + idle_uj
         self.ledger.meter(tick.meters.deltas)
+
+    def _part_with(self, replica: ReplicaAccount) -> None:
+        del self.replicas[replica.instance]
+        if replica.may_return and replica.settled is not None:
+            self.remembered[replica.instance] = replica.settled
+            while len(self.remembered) > MAX_REMEMBERED:
+                del self.remembered[next(iter(self.remembered))]
 
     @staticmethod
     def _take_record(replica: ReplicaAccount) -> Increase | None:
@@ -194,15 +216,15 @@ class Settlement:
             claims = largest_remainder(limit_ns, claims)
         return dict(zip(accounts, claims, strict=True))
 
-    def _carry(self, attribution: Attribution[Account], busy_cpu_ns: int) -> None:
-        """Hand claims that had no CPU time behind them to the next window, at most a window's worth.
+    def _carry(self, attribution: Attribution[Account]) -> None:
+        """Hand claims that had no CPU time behind them to the next windows, up to a bound.
 
-        A batch that spans two windows is claimed in the second one, so claims run ahead of CPU time there and lag
-        behind elsewhere.
+        A batch that spans two windows is claimed in the second one, so claims run ahead of CPU time there and
+        lag behind elsewhere: overhead that was too high before makes up for it later.
         """
         excess = attribution.excess_cpu_ns
         total = sum(excess.values())
-        kept = min(total, busy_cpu_ns)
+        kept = min(total, MAX_CARRIED_CPU_NS)
         self.totals.dropped_cpu_ns += total - kept
         shares = largest_remainder(kept, list(excess.values()))
         self._carried_cpu_ns = {account: ns for account, ns in zip(excess, shares, strict=True) if ns}

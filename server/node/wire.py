@@ -11,6 +11,7 @@ seen already) | | bye    | replica | id, snap |
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ MAX_DATAGRAM_BYTES = 100_000
 NODE_SOCKET = "node.sock"
 # sockaddr_un holds 108 bytes, one of them the closing zero.
 _MAX_PATH_BYTES = 107
+REPLICA_SOCKETS = "r-*.sock"
 _LONGEST_NAME = "r-0123456789ab.sock"
 
 QUALITIES = ("strict", "standard", "eco")
@@ -135,8 +137,9 @@ class Snapshot:
 
 
 def socket_path(run_dir: Path, name: str = NODE_SOCKET) -> str:
-    """The path of a socket in the run folder. Raises ValueError if the folder's name is too long for one."""
-    if len(str(run_dir / _LONGEST_NAME).encode()) > _MAX_PATH_BYTES:
+    """The absolute path of a socket in the run folder. Raises ValueError if it is too long for a socket."""
+    run_dir = run_dir.absolute()
+    if len(os.fsencode(run_dir / _LONGEST_NAME)) > _MAX_PATH_BYTES:
         limit = _MAX_PATH_BYTES - len(_LONGEST_NAME) - 1
         raise ValueError(f"run_dir: {run_dir} is too long for a UNIX socket; give a path of {limit} bytes at most")
     return str(run_dir / name)
@@ -151,7 +154,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
 def unpack(data: bytes) -> dict[str, Any]:
     """Decode a message of this version. Raises WireError."""
     try:
-        message = msgpack.unpackb(data, raw=False, strict_map_key=False, max_buffer_size=2 * MAX_DATAGRAM_BYTES)
+        message = msgpack.unpackb(data, raw=False, strict_map_key=False)
     except (ValueError, msgpack.exceptions.UnpackException, UnicodeDecodeError) as error:
         raise WireError(f"datagram: not msgpack ({error})") from None
     if not isinstance(message, dict) or message.get("v") != VERSION:

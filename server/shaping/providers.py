@@ -40,8 +40,6 @@ def _replay(grid: GridSettings) -> ReplayProvider:
         raise SettingsError(["grid.replay_path: missing although provider is 'replay'; give a CSV"])
     start = None if grid.replay_start is None else parse_utc(grid.replay_start.isoformat())
     try:
-        return ReplayProvider(
-            read_recording(path), grid.zone or path.name.split(".")[0], grid.replay_speed, start
-        )
+        return ReplayProvider(read_recording(path), grid.zone or path.name.split(".")[0], grid.replay_speed, start)
     except BadRecording as error:
         raise SettingsError([f"grid.replay_path: {error}"]) from None

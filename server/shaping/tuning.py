@@ -113,9 +113,7 @@ def load(path: Path) -> Tunables:
     except FileNotFoundError:
         raise SettingsError([f"{path}: does not exist; start the server first, it writes the file"]) from None
     except (OSError, ValueError) as error:
-        raise SettingsError(
-            [f"{path}: not readable as JSON ({error}); mend it or run `jouleserve tune`"]
-        ) from None
+        raise SettingsError([f"{path}: not readable as JSON ({error}); mend it or run `jouleserve tune`"]) from None
     if not isinstance(content, dict):
         raise SettingsError([f"{path}: holds no mapping; mend it or run `jouleserve tune`"])
     return Tunables.from_user_config(content)
@@ -164,9 +162,7 @@ class TuningWatcher:
             if self._check is not None:
                 self._check(found)
         except SettingsError as error:
-            log.error(
-                "tuning_refused", path=str(self.path), problems=error.problems, kept=self.current.version
-            )
+            log.error("tuning_refused", path=str(self.path), problems=error.problems, kept=self.current.version)
             return None
         if found.same_values(self.current):
             return None
@@ -212,7 +208,6 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **base,
         **{
-            name: _merged(base[name], value) if isinstance(value, Mapping) else value
-            for name, value in changes.items()
+            name: _merged(base[name], value) if isinstance(value, Mapping) else value for name, value in changes.items()
         },
     }

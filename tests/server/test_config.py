@@ -42,9 +42,7 @@ def test_the_defaults_are_valid_and_every_field_says_what_it_trades(tmp_path: Pa
         assert len(row.description) > 20, row.key
 
 
-def test_later_sources_win_and_each_value_knows_its_origin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_later_sources_win_and_each_value_knows_its_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "server: {port: 8001, host: 0.0.0.0, metrics_port: 9401}\n")
     monkeypatch.setenv("JOULESERVE_SERVER__PORT", "8002")
     monkeypatch.setenv("JOULESERVE_SHAPING__FLOORS__ECO", "0.8")
@@ -132,17 +130,13 @@ def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "absent.yaml")
 
 
-def test_a_misspelt_section_in_the_environment_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_misspelt_section_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JOULESERVE_SERVR__PORT", "1")
     with pytest.raises(SettingsError, match="JOULESERVE_SERVR__PORT: names no section"):
         load(folder=tmp_path)
 
 
-def test_a_misspelt_field_in_the_environment_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_misspelt_field_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JOULESERVE_SERVER__PRT", "1")
     with pytest.raises(SettingsError, match=r"env JOULESERVE_SERVER__PRT.*did you mean 'server.port'"):
         load(folder=tmp_path)

@@ -1,0 +1,153 @@
+"""`jouleserve-compile`: compile recipes, print reports.
+
+Exit codes: 0 done; 2 a recipe, its data or its base cannot be used (nothing was written); 1 anything else that failed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from compile.data.dataset import Split
+from compile.errors import CompileError, InputError
+from compile.pipeline import Result, compile_recipe
+from compile.recipe import load_recipe
+from models.store import Store, StoreError, write_atomic
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compile models for JouleServe.")
+StoreOption = Annotated[Path, typer.Option("--store", envvar="JOULESERVE_STORE", help="Folder of published families.")]
+WorkOption = Annotated[Path, typer.Option("--work", envvar="JOULESERVE_WORK", help="Folder of cached passes.")]
+
+
+class _Live:
+    """Progress on a terminal; one line a finished pass everywhere else."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console, self._progress = console, progress
+        self._task: TaskID | None = None
+
+    def started(self, label: str, pass_name: str) -> None:
+        self._task = self._progress.add_task(f"{label}: {pass_name}", total=1.0, note="")
+
+    def moved(self, share: float, note: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=share, note=note)
+
+    def finished(self, label: str, pass_name: str, seconds: float, cached: bool) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        cost = "from the cache" if cached else f"{seconds:.1f} s"
+        self._console.print(f"  {label:<14} {pass_name:<12} {cost}", highlight=False)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. models/recipes/support-intents.yaml.")],
+    data: Annotated[str | None, typer.Option(help="Use this data instead of the recipe's.")] = None,
+    base: Annotated[str | None, typer.Option(help="Use these base weights instead of the recipe's.")] = None,
+    family: Annotated[str | None, typer.Option(help="Publish under this family name.")] = None,
+    store: StoreOption = Path("var/store"),
+    work: WorkOption = Path("var/work"),
+) -> None:
+    """Compile a recipe and publish it; go on where an earlier run stopped; say so if it is published already."""
+    began = time.monotonic()
+    given = {"data": data, "base": base, "family": family}
+    console = Console(highlight=False)
+    loaded = load_recipe(recipe, {name: value for name, value in given.items() if value is not None})
+    console.print(f"compiling {loaded.family} (data {escape(loaded.data.source)}, base {escape(loaded.base)})")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        result = compile_recipe(loaded, Store(store), work, _Live(console, progress))
+    _conclude(console, result, store, time.monotonic() - began)
+
+
+@app.command()
+def report(
+    family: Annotated[str, typer.Argument(help="Family name.")],
+    version: Annotated[str | None, typer.Option(help="Version name; the one in force if not given.")] = None,
+    store: StoreOption = Path("var/store"),
+) -> None:
+    """Write and print the report of a published family."""
+    from compile.pipeline import report_path
+    from compile.report import render, write_report
+
+    opened = Store(store).open(family, version)
+    path = write_report(opened, report_path(Store(store), opened))
+    sys.stdout.write(render(opened))
+    sys.stdout.write(f"\nwritten to {path}\n")
+
+
+@app.command()
+def data(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    rows: Annotated[int | None, typer.Option(help="More test texts than usual; built-in data only.", min=1)] = None,
+    out: Annotated[Path, typer.Option(help="CSV to write: text, label (its name), and text_b for pairs.")] = Path(
+        "var/texts.csv"
+    ),
+) -> None:
+    """Write a split of a recipe's data as CSV, for load tests and for a look at it."""
+    from compile.data.loader import BUILTIN, SPLITS, builtin, load_dataset
+
+    loaded = load_recipe(recipe, {})
+    if rows is not None and loaded.data.source != BUILTIN:
+        raise InputError(f"rows: only the built-in {BUILTIN} can be made longer; leave rows out")
+    dataset = builtin(loaded.seed, rows) if rows is not None else load_dataset(loaded.data, loaded.seed)
+    if split not in SPLITS:
+        raise InputError(f"split: '{split}'; give one of {', '.join(SPLITS)}")
+    chosen: Split = getattr(dataset, split)
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(["text", "label", *(["text_b"] if chosen.texts_b is not None else [])])
+    seconds = chosen.texts_b or [None] * len(chosen)
+    for text, second, label in zip(chosen.texts, seconds, chosen.labels, strict=True):
+        writer.writerow([text, dataset.labels[int(label)], *([second] if second is not None else [])])
+    write_atomic(out, lines.getvalue().encode())
+    typer.echo(f"{len(chosen)} texts of {dataset.name} ({split}): {out}")
+
+
+def _conclude(console: Console, result: Result, store: Path, seconds: float) -> None:
+    version = result.version
+    if result.found:
+        console.print(f"{version.family} is in the store already as {version.name}: nothing to do ({seconds:.1f} s)")
+    else:
+        console.print(f"compiled {version.family} in {seconds:.0f} s, published as {version.name}")
+    for point in version.manifest.points:
+        joules = "–" if point.joules_per_1k is None else f"{point.joules_per_1k:.2f} J"
+        console.print(
+            f"  {point.name:<8} accuracy {point.accuracy:.4f} ({point.relative_accuracy:.1%} of the teacher), "
+            f"{point.cpu_seconds_per_1k:.3f} CPU-s and {joules} per 1,000 texts"
+        )
+    for name, reason in result.failures.items():
+        console.print(f"  left out: {name}: {reason}", style="yellow", markup=False)
+    console.print(f"result: {version.path}", soft_wrap=True, markup=False)
+    if result.report is not None and result.report.is_file():
+        console.print(f"report: {result.report}", soft_wrap=True, markup=False)
+    where = "" if store == Path("var/store") else f" --store {store}"
+    console.print(f"next:   jouleserve up --family {version.family}{where}", soft_wrap=True, markup=False)
+
+
+def main() -> None:
+    """Entry point; turns the errors a user can act on into one line and an exit code."""
+    try:
+        app()
+    except InputError as error:
+        sys.stderr.write(f"jouleserve-compile: {error}\n")
+        raise SystemExit(2) from None
+    except (CompileError, StoreError) as error:
+        sys.stderr.write(f"jouleserve-compile: {error}\n")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""ONNX graphs: the forms they are exported in, sessions, quantization sensitivity."""

@@ -1,0 +1,124 @@
+"""The forms a graph can be exported in. Which one is cheapest depends on the lengths served, so it is measured.
+
+`torchscript`  the old tracer's graph, plain attention
+`dynamo`       torch.export's graph, plain attention
+`mha`          torch.export's graph with one `com.microsoft::MultiHeadAttention` node a layer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from compile.model import Classifier
+
+_PLAIN, _MHA = "jouleserve_plain", "jouleserve_mha"
+# Finite, so that a row without a single token yields finite logits; beyond it exp() underflows in float32 anyway.
+_MASKED = -10000.0
+
+
+def _plain_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """softmax(q k^T * scaling + mask) v; q, k, v are [rows, heads, tokens, head size]."""
+    scores = torch.matmul(query * scaling, key.transpose(2, 3)) + mask
+    return torch.matmul(torch.softmax(scores, -1), value).transpose(1, 2), None
+
+
+def _plain_mask(attention_mask: Tensor, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
+    return (1.0 - attention_mask[:, None, None, :].to(dtype)) * _MASKED
+
+
+def _mha_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    rows, heads, tokens, size = query.shape
+    flat = [x.transpose(1, 2).reshape(rows, tokens, heads * size) for x in (query, key, value)]
+    made = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (*flat, None, mask),
+        {"num_heads": heads, "scale": float(scaling), "mask_filter_value": _MASKED},
+        dtype=query.dtype,
+        shape=(rows, tokens, heads * size),
+        version=1,
+    )
+    return made.reshape(rows, tokens, heads, size), None
+
+
+def _mha_mask(attention_mask: Tensor, **_: Any) -> Tensor:
+    return attention_mask.to(torch.int32)
+
+
+AttentionInterface.register(_PLAIN, _plain_attention)
+AttentionInterface.register(_MHA, _mha_attention)
+AttentionMaskInterface.register(_PLAIN, _plain_mask)
+AttentionMaskInterface.register(_MHA, _mha_mask)
+
+
+class _Served(nn.Module):
+    """The graph's contract: named inputs in, logits alone out."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.model(input_ids, attention_mask, token_type_ids)[0]
+        return logits
+
+
+def input_names(pair: bool) -> tuple[str, ...]:
+    """Names of the graph's inputs, in order."""
+    return ("input_ids", "attention_mask", "token_type_ids") if pair else ("input_ids", "attention_mask")
+
+
+def export_form(model: Classifier, form: str, pair: bool, opset: int, path: Path) -> None:
+    """Write `model` as an fp32 ONNX file with free `rows` and `tokens` axes, in the given form."""
+    # The wrapper goes to eval mode, not the model alone: the exporter restores the wrapper's own training flag.
+    wrapper = _Served(model).eval()
+    model.attend_with(_MHA if form == "mha" else _PLAIN)
+    names = input_names(pair)
+    ids = torch.tensor([[101, 2023, 2003, 1037, 102], [101, 7592, 102, 0, 0], [101, 3437, 2009, 102, 0]])
+    ids = ids.clamp(max=int(getattr(model.config, "vocab_size", ids.max())) - 1)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    sample = (ids, mask, torch.zeros_like(ids))[: len(names)]
+    with _quiet(), torch.no_grad():
+        if form == "torchscript":
+            axes = {name: {0: "rows", 1: "tokens"} for name in names} | {"logits": {0: "rows"}}
+            torch.onnx.export(
+                wrapper, sample, str(path), input_names=list(names), output_names=["logits"],
+                dynamic_axes=axes, opset_version=opset, dynamo=False,
+            )  # fmt: skip
+        else:
+            rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens")
+            program = torch.onnx.export(
+                wrapper, sample, input_names=list(names), output_names=["logits"],
+                dynamic_shapes={name: {0: rows, 1: tokens} for name in names},
+                opset_version=opset, dynamo=True, verbose=False,
+            )  # fmt: skip
+            assert program is not None
+            program.save(str(path))
+    model.attend_with("sdpa")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' chatter off the terminal; errors still raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,1 @@
+"""What is measured of a model: accuracy with its bound, CPU time, multiply-accumulates, joules."""

@@ -1,0 +1,107 @@
+"""Write a torch model as an fp32 ONNX graph, in the cheapest form that answers as torch does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compile.graph.forms import export_form, input_names
+from compile.graph.sessions import fresh_process_difference, open_session
+from compile.measure.size import macs, parameters
+from compile.model import Classifier, load
+from compile.passes.base import Context, Gate, Inputs, Pass
+from compile.text import Ints
+
+FILE = "model.onnx"
+MAX_DIFFERENCE = 1e-4
+_SHAPES = ((1, 3), (2, 9), (5, 16), (16, 27), (3, 64), (1, 1))
+
+
+class Export(Pass):
+    """model, forms (see `ProbeForms`) -> model.onnx.
+
+    Gates: logits as torch's within 1e-4 over several shapes with padding, finite logits even for a row without a
+    single token, and the same answers in a fresh process that has onnxruntime alone.
+    """
+
+    name = "export"
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+
+    def config(self) -> Mapping[str, Any]:
+        """See `Pass.config`."""
+        return {"opset": self.opset}
+
+    def call(self, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
+        """Export in the best-ranked form; fall back to the next where one fails or differs."""
+        model = load(inputs["model"].path)
+        tried: dict[str, str] = {}
+        for form in inputs["forms"].meta["ranking"]:
+            try:
+                export_form(model, form, context.dataset.pair, self.opset, out / FILE)
+                difference = largest_difference(model, out / FILE, context)
+            except Exception as error:  # an exporter may fail in any way; the gate names what is left
+                tried[form] = f"{type(error).__name__}: {error}"[:300]
+                continue
+            tried[form] = f"differs from torch by {difference:.3g}"
+            if difference <= MAX_DIFFERENCE:
+                break
+        (out / "model.onnx.data").unlink(missing_ok=True)
+        return {
+            "form": form,
+            "tried": tried,
+            "layers": model.layer_count,
+            "parameters": parameters(model),
+            "macs_per_text": macs(model, float(context.test.lengths.mean())),
+        }
+
+    def ensures(self, inputs: Inputs, out: Path, meta: Mapping[str, Any], context: Context) -> list[Gate]:
+        """Compare the file with torch and with itself elsewhere."""
+        if not (out / FILE).is_file():
+            return [Gate("graph forms that export", 0, 1, detail=str(meta["tried"]))]
+        model = load(inputs["model"].path)
+        sample = sample_inputs(5, 16, context, np.random.default_rng(1))
+        return [
+            Gate("largest difference from torch", largest_difference(model, out / FILE, context), MAX_DIFFERENCE, True),
+            Gate("logits that are not finite", masked_row_infinities(out / FILE, context), 0, True),
+            Gate("difference in a fresh process", fresh_process_difference(out / FILE, sample, out), 1e-5, True),
+        ]
+
+
+def sample_inputs(rows: int, tokens: int, context: Context, rng: np.random.Generator) -> dict[str, Ints]:
+    """Random tokens with ragged padding; at least one row is full and each has a token."""
+    vocabulary = 1 + max(max(row) for row in context.train.ids)
+    ids = rng.integers(0, vocabulary, (rows, tokens), dtype=np.int64)
+    lengths = rng.integers(1, tokens + 1, rows)
+    lengths[0] = tokens
+    mask = (np.arange(tokens)[None, :] < lengths[:, None]).astype(np.int64)
+    ids = np.where(mask == 1, ids, context.pad)
+    made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": (np.arange(tokens) > tokens // 2) * mask}
+    return {name: made[name] for name in input_names(context.dataset.pair)}
+
+
+def largest_difference(model: Classifier, path: Path, context: Context) -> float:
+    """Largest |logit difference| between torch and the graph over all sample shapes; NaN counts as infinite."""
+    session = open_session(path)
+    model.attend_with("sdpa")
+    rng, worst = np.random.default_rng(0), 0.0
+    for rows, tokens in _SHAPES:
+        arrays = sample_inputs(rows, tokens, context, rng)
+        with torch.inference_mode():
+            expected = model(**{name: torch.from_numpy(a) for name, a in arrays.items()})[0].numpy()
+        difference = np.abs(session.run(["logits"], arrays)[0] - expected).max()
+        worst = max(worst, float("inf") if np.isnan(difference) else float(difference))
+    return worst
+
+
+def masked_row_infinities(path: Path, context: Context) -> int:
+    """How many logits are not finite when one row of a batch has no token at all."""
+    arrays = sample_inputs(4, 12, context, np.random.default_rng(2))
+    arrays["attention_mask"][1] = 0
+    logits = open_session(path).run(["logits"], arrays)[0]
+    return int((~np.isfinite(logits)).sum())

@@ -1,0 +1,66 @@
+"""CPU time and joules of every variant, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compile.graph.forms import input_names
+from compile.graph.sessions import open_session
+from compile.measure.cpu import fit_cost, latency_cells, served_cpu_seconds
+from compile.passes.base import Context, Gate, Inputs, Pass
+from compile.passes.export import FILE
+from compile.recipe import MeasureSpec
+from compile.text import Encoded
+from energy.meter import measure_process
+
+_CELL_REPEATS = 2
+
+
+class Measure(Pass):
+    """graphs by variant name -> per variant CPU-seconds and joules per 1,000 texts, latency cells, cost model."""
+
+    name = "measure"
+
+    def __init__(self, spec: MeasureSpec, max_tokens: int, cpu_model: str) -> None:
+        self.spec, self.max_tokens, self.cpu_model = spec, max_tokens, cpu_model
+
+    def config(self) -> Mapping[str, Any]:
+        """See `Pass.config`."""
+        return {**self.spec.model_dump(), "max_tokens": self.max_tokens, "cpu": self.cpu_model}
+
+    def call(self, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
+        """Time the graphs, taking turns."""
+        sessions = {name: open_session(artifact.path / FILE) for name, artifact in inputs.items()}
+        step = max(1, -(-len(context.test) // self.spec.texts))
+        types = context.test.types
+        texts = Encoded(context.test.ids[::step], None if types is None else types[::step])
+        with measure_process() as span:
+            spent = served_cpu_seconds(sessions, texts, context.pad, self.spec.batch_rows, self.spec.repeats)
+        joules = span.dynamic_joules
+        per_cpu_second = None if joules is None or span.cpu_seconds <= 0 else joules / span.cpu_seconds
+        names = input_names(context.dataset.pair)
+        vocabulary = 1 + max(max(row) for row in context.train.ids)
+        variants: dict[str, Any] = {}
+        for at, (name, session) in enumerate(sessions.items()):
+            context.progress(at / len(sessions), f"batch shapes of {name}")
+            cells = latency_cells(session, names, vocabulary, self.max_tokens, _CELL_REPEATS)
+            variants[name] = {
+                "cpu_seconds_per_1k": spent[name],
+                "joules_per_1k": None if per_cpu_second is None else spent[name] * per_cpu_second,
+                "latency": [cell.model_dump() for cell in cells],
+                "cost": fit_cost(cells).model_dump(),
+            }
+        return {
+            "variants": variants,
+            "texts": len(texts),
+            "energy_source": span.source,
+            "energy_relative_uncertainty": span.relative_uncertainty,
+            "joules_per_cpu_second": per_cpu_second,
+        }
+
+    def ensures(self, inputs: Inputs, out: Path, meta: Mapping[str, Any], context: Context) -> list[Gate]:
+        """Every variant has a positive cost."""
+        least = min(v["cpu_seconds_per_1k"] for v in meta["variants"].values())
+        return [Gate("least CPU-seconds per 1,000 texts", least, 1e-9)]

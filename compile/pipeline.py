@@ -1,0 +1,134 @@
+"""A recipe's whole way: load data and base, look into the store, run the line, publish, report.
+
+Torch is imported only when there is work to do, so that a recipe that is in the store already is answered at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from compile.bases import Base, find_base
+from compile.data.dataset import Dataset
+from compile.data.loader import load_dataset
+from compile.errors import RecipeError
+from compile.families import family_of
+from compile.measure.cpu import this_cpu
+from compile.passes.base import Artifact, Context
+from compile.recipe import Recipe
+from compile.runner import Reporter, Runner, Silent, exclusive
+from models.manifest import TargetCpu
+from models.store import NotFound, Store, StoreError, Version
+
+LINE_VERSION = 1
+"""Raise it when the same recipe must be compiled again although its passes kept their versions."""
+RUN_KEY = "run_sha256"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to: the published version, whether it was there already, and variants that failed with why."""
+
+    version: Version
+    found: bool
+    failures: dict[str, str]
+    report: Path | None
+
+
+def run_key(recipe: Recipe, dataset_digest: str, base: Base, cpu: TargetCpu) -> str:
+    """Digest of everything that decides a run's outcome: recipe, data, base weights, the CPU compiled for."""
+    settings = recipe.model_dump(mode="json")
+    # The rows decide, not where they lie.
+    settings["data"].pop("source")
+    settings.pop("base")
+    described = {
+        "settings": settings,
+        "data": dataset_digest,
+        "base": base.digest,
+        "cpu": cpu.model_dump(mode="json"),
+        "line": LINE_VERSION,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def compile_recipe(recipe: Recipe, store: Store, work: Path, reporter: Reporter | None = None) -> Result:
+    """Compile and publish a recipe, or find that it was.
+
+    Raises InputError (recipe, data, base) before anything is written, GateFailed if full quality misses a gate,
+    Busy if another run uses the work folder.
+    """
+    base = find_base(recipe.base)
+    _check_layers(recipe, base)
+    dataset = load_dataset(recipe.data, recipe.seed)
+    cpu = this_cpu()
+    key = run_key(recipe, dataset.digest(), base, cpu)
+    found = _in_store(store, recipe.family, key)
+    if found is not None:
+        return Result(found, True, {}, report_path(store, found))
+    with exclusive(work):
+        return _compile(recipe, key, dataset, base, cpu, store, work, reporter or Silent())
+
+
+def _compile(
+    recipe: Recipe, key: str, dataset: Dataset, base: Base, cpu: TargetCpu, store: Store, work: Path, reporter: Reporter
+) -> Result:
+    # Torch and the onnx tools take seconds to import.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from compile.line import Line
+    from compile.publish import publish
+    from compile.report import write_report
+
+    context = Context(dataset, base, recipe.seed, recipe.threads, recipe.max_tokens, recipe.measure.batch_rows)
+    data = Artifact("data", "data", dataset.digest(), Path())
+    weights = Artifact("base", "base", base.digest, base.path)
+    outcome = Line(recipe, Runner(work, context, reporter), cpu, data, weights).run()
+    version = publish(recipe, key, outcome, context, cpu, position_limit(base), store)
+    report = write_report(version, report_path(store, version))
+    failures = {c.name: c.reason for c in outcome.candidates if c.reason is not None}
+    return Result(version, False, failures, report)
+
+
+def position_limit(base: Base) -> int:
+    """Longest input in tokens that the base's position table allows."""
+    family = family_of(base.model_type)
+    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    return int(config[family.position_limit_key]) - family.position_offset
+
+
+def _check_layers(recipe: Recipe, base: Base) -> None:
+    family = family_of(base.model_type)
+    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    have = int(config[family.layer_count_key])
+    for at, variant in enumerate(recipe.variants):
+        if variant.layers is not None and variant.layers[-1] >= have:
+            problem = f"layer {variant.layers[-1]} does not exist, '{recipe.base}' has layers 0 to {have - 1}"
+            raise RecipeError(f"variants.{at}.layers", problem, "keep layers that the base has")
+    if recipe.max_tokens > position_limit(base):
+        problem = f"{recipe.max_tokens} is more than the base's {position_limit(base)} positions"
+        raise RecipeError("max_tokens", problem, "lower it")
+
+
+def _in_store(store: Store, family: str, key: str) -> Version | None:
+    """The newest sound version that this very run made, put in force if it was not."""
+    for name in reversed(store.versions(family)):
+        try:
+            version = store.open(family, name)
+        except StoreError:
+            continue
+        if version.manifest.recipe.get(RUN_KEY) == key:
+            try:
+                in_force = store.current(family)
+            except NotFound:
+                in_force = ""
+            if in_force != name:
+                store.set_current(family, name)
+            return version
+    return None
+
+
+def report_path(store: Store, version: Version) -> Path:
+    """Where the report of a version lies: beside the store, `reports/<family>/<version>/report.md`."""
+    return store.root.parent / "reports" / version.family / version.name / "report.md"

@@ -1,0 +1,170 @@
+"""Runs passes and keeps what they made: `<work>/cache/<pass>-<key>/`, finished when `done.json` is there.
+
+A folder without `done.json` belongs to a run that was killed; the next run goes on in it. An artifact whose files do
+not match the digests in `done.json` is made anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from compile.errors import Busy, GateFailed
+from compile.passes.base import Artifact, Context, Gate, Inputs, Pass, Spent
+from energy.meter import Span, measure_process
+from models.store import sha256_file, write_atomic
+
+DONE, SPENT = "done.json", "spent.json"
+
+
+class Reporter(Protocol):
+    """Where the progress of a run goes."""
+
+    def started(self, label: str, pass_name: str) -> None:
+        """A pass begins."""
+
+    def moved(self, share: float, note: str) -> None:
+        """The running pass did `share` of its work."""
+
+    def finished(self, label: str, pass_name: str, seconds: float, cached: bool) -> None:
+        """The pass is done, or was found in the cache."""
+
+
+class Silent:
+    """A reporter that reports nothing."""
+
+    def started(self, label: str, pass_name: str) -> None:
+        """Nothing."""
+
+    def moved(self, share: float, note: str) -> None:
+        """Nothing."""
+
+    def finished(self, label: str, pass_name: str, seconds: float, cached: bool) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def exclusive(work: Path) -> Iterator[None]:
+    """Hold the work folder; raises Busy if another run does."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Busy(f"{work}: another run is using this work folder. Remedy: wait, or give --work.") from error
+        yield
+
+
+def artifact_key(a_pass: Pass, inputs: Inputs) -> str:
+    """The cache key: pass name and version, configuration, and the inputs' keys by role."""
+    described = {
+        "pass": a_pass.name,
+        "version": a_pass.version,
+        "config": a_pass.config(),
+        "inputs": {role: artifact.key for role, artifact in inputs.items()},
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Runner:
+    """Runs passes for one context, each at most once."""
+
+    work: Path
+    context: Context
+    reporter: Reporter = field(default_factory=Silent)
+
+    def run(self, label: str, a_pass: Pass, inputs: Inputs, given: Inputs | None = None) -> Artifact:
+        """Return the pass's artifact, from the cache or by doing the work.
+
+        `inputs` decide the key; the pass is handed `given` where that is less than all of them.
+        Raises what the pass raises, and GateFailed if a postcondition does not hold (nothing is cached then).
+        """
+        key = artifact_key(a_pass, inputs)
+        handed = inputs if given is None else given
+        folder = self.work / "cache" / f"{a_pass.name}-{key[:20]}"
+        self.reporter.started(label, a_pass.name)
+        found = _load(folder)
+        if found is not None:
+            self.reporter.finished(label, a_pass.name, 0.0, True)
+            return Artifact(a_pass.name, label, key, folder, found["meta"], Spent(**found["spent"]))
+        began = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        before = _spent_before(folder)
+        with measure_process() as span:
+            clock = _Clock(span)
+            self.context.progress = self.reporter.moved
+            self.context.note_spent = lambda: _write_spent(folder, before + clock.so_far())
+            a_pass.requires(handed, self.context)
+            meta = a_pass.call(handed, folder, self.context)
+            gates = a_pass.ensures(handed, folder, meta, self.context)
+        spent = before + Spent(span.cpu_seconds, span.dynamic_joules)
+        misses = [gate.describe() for gate in gates if not gate.holds]
+        if misses:
+            shutil.rmtree(folder)
+            raise GateFailed(a_pass.name, label, misses)
+        meta = {**meta, "gates": [_plain(gate) for gate in gates]}
+        _finish(folder, meta, spent)
+        self.reporter.finished(label, a_pass.name, time.monotonic() - began, False)
+        return Artifact(a_pass.name, label, key, folder, meta, spent)
+
+
+class _Clock:
+    """CPU time and joules since the span began, before it ends."""
+
+    def __init__(self, span: Span) -> None:
+        self._began = time.process_time()
+
+    def so_far(self) -> Spent:
+        """Cost up to now; joules by the estimated model, since a span is final only at its end."""
+        from energy.meter import dynamic_joules_per_cpu_second
+
+        cpu_seconds = time.process_time() - self._began
+        return Spent(cpu_seconds, cpu_seconds * dynamic_joules_per_cpu_second())
+
+
+def _load(folder: Path) -> dict[str, Any] | None:
+    try:
+        done: dict[str, Any] = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        if all(sha256_file(folder / name) == digest for name, digest in done["files"].items()):
+            return done
+    except (OSError, ValueError, KeyError):
+        pass
+    if (folder / DONE).exists():
+        shutil.rmtree(folder)
+    return None
+
+
+def _finish(folder: Path, meta: Mapping[str, Any], spent: Spent) -> None:
+    kept = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (DONE, SPENT))
+    described = {
+        "meta": meta,
+        "spent": {"cpu_seconds": spent.cpu_seconds, "joules": spent.joules},
+        "files": {str(p.relative_to(folder)): sha256_file(p) for p in kept},
+    }
+    write_atomic(folder / DONE, json.dumps(described, indent=1).encode())
+    (folder / SPENT).unlink(missing_ok=True)
+
+
+def _spent_before(folder: Path) -> Spent:
+    try:
+        return Spent(**json.loads((folder / SPENT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Spent(0.0, 0.0)
+
+
+def _write_spent(folder: Path, spent: Spent) -> None:
+    data = {"cpu_seconds": spent.cpu_seconds, "joules": spent.joules}
+    write_atomic(folder / SPENT, json.dumps(data).encode())
+
+
+def _plain(gate: Gate) -> dict[str, Any]:
+    return {"name": gate.name, "measured": gate.measured, "limit": gate.limit, "at_most": gate.at_most}

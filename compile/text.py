@@ -1,0 +1,83 @@
+"""Tokenizing and batching exactly as the server does it: length-sorted batches, padded to the longest row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from compile.data.dataset import Split
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token numbers of every row; `types` is None unless rows are pairs."""
+
+    ids: tuple[tuple[int, ...], ...]
+    types: tuple[tuple[int, ...], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of every row, special ones included."""
+        return np.array([len(row) for row in self.ids], dtype=np.int64)
+
+
+def load_tokenizer(path: Path, max_tokens: int | None = None) -> Tokenizer:
+    """Read tokenizer.json; padding off, truncation at `max_tokens` or off, whatever the file says."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if max_tokens is not None:
+        tokenizer.enable_truncation(max_tokens)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, split: Split) -> Encoded:
+    """Tokenize every row of a split."""
+    if split.texts_b is None:
+        return Encoded(tuple(tuple(e.ids) for e in tokenizer.encode_batch(list(split.texts))))
+    encodings = tokenizer.encode_batch(list(zip(split.texts, split.texts_b, strict=True)))
+    return Encoded(tuple(tuple(e.ids) for e in encodings), tuple(tuple(e.type_ids) for e in encodings))
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """Number of the padding token; 0 where the vocabulary names none."""
+    for token in ("[PAD]", "<pad>"):
+        found = tokenizer.token_to_id(token)
+        if found is not None:
+            return int(found)
+    return 0
+
+
+def feed(encoded: Encoded, rows: Sequence[int], pad: int) -> dict[str, Ints]:
+    """Graph inputs (int64, [rows, tokens]) of the given rows, padded to the longest of them."""
+    tokens = max(len(encoded.ids[i]) for i in rows)
+    ids = np.full((len(rows), tokens), pad, dtype=np.int64)
+    mask = np.zeros((len(rows), tokens), dtype=np.int64)
+    types = np.zeros((len(rows), tokens), dtype=np.int64)
+    for at, row in enumerate(rows):
+        length = len(encoded.ids[row])
+        ids[at, :length] = encoded.ids[row]
+        mask[at, :length] = 1
+        if encoded.types is not None:
+            types[at, :length] = encoded.types[row]
+    made = {"input_ids": ids, "attention_mask": mask}
+    if encoded.types is not None:
+        made["token_type_ids"] = types
+    return made
+
+
+def served_batches(encoded: Encoded, rows_per_batch: int) -> Iterator[list[int]]:
+    """Row numbers of every batch when rows are sorted by length, as a busy server forms them."""
+    order = sorted(range(len(encoded)), key=lambda i: (len(encoded.ids[i]), i))
+    for start in range(0, len(order), rows_per_batch):
+        yield order[start : start + rows_per_batch]

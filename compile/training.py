@@ -1,0 +1,135 @@
+"""The training loop: length-bucketed batches, linear warm-up and decay, a checkpoint after every epoch.
+
+Batches of an epoch depend on the seed and the epoch alone, and so do the random numbers drawn in it: a run that is
+killed and goes on from its last checkpoint ends with the same weights as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compile.text import Encoded, feed
+
+_BUCKET_BATCHES = 16
+CHECKPOINT = "checkpoint.pt"
+
+Loss = Callable[[tuple[Tensor, Tensor], Sequence[int]], Tensor]
+"""(logits and pooled vectors of a batch, its row numbers) -> scalar loss."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast; rates fall linearly to 0 after a linear warm-up."""
+
+    epochs: int
+    batch_rows: int
+    learning_rate: float
+    head_learning_rate_factor: float
+    weight_decay: float
+    warmup_share: float
+    seed: int
+
+
+def to_tensors(encoded: Encoded, rows: Sequence[int], pad: int) -> dict[str, Tensor]:
+    """Model inputs of the given rows as torch tensors."""
+    return {name: torch.from_numpy(array) for name, array in feed(encoded, rows, pad).items()}
+
+
+def epoch_batches(lengths: Sequence[int], rows: int, seed: int, epoch: int) -> list[list[int]]:
+    """Row numbers of every batch of an epoch: shuffled, then sorted by length within a few batches' worth."""
+    rng = random.Random(f"{seed}/{epoch}")
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), rows * _BUCKET_BATCHES):
+        bucket = sorted(order[start : start + rows * _BUCKET_BATCHES], key=lambda i: lengths[i])
+        batches += [bucket[at : at + rows] for at in range(0, len(bucket), rows)]
+    rng.shuffle(batches)
+    return batches
+
+
+def train(
+    model: nn.Module,
+    head: nn.Module,
+    encoded: Encoded,
+    pad: int,
+    loss: Loss,
+    schedule: Schedule,
+    work: Path,
+    after_step: Callable[[float, str], None],
+    after_epoch: Callable[[], None],
+) -> list[float]:
+    """Train in place and return the mean loss of each epoch.
+
+    `work` keeps the checkpoint. `after_step(share done, note)` reports progress; `after_epoch()` runs once an epoch's
+    checkpoint is on disk.
+    """
+    optimizer = _optimizer(model, head, schedule)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    losses = _restore(work / CHECKPOINT, model, optimizer)
+    lengths = encoded.lengths.tolist()
+    steps_an_epoch = -(-len(lengths) // schedule.batch_rows)
+    total = steps_an_epoch * schedule.epochs
+    for epoch in range(len(losses), schedule.epochs):
+        torch.manual_seed(schedule.seed * 1_000_003 + epoch)
+        model.train()
+        summed = 0.0
+        for at, rows in enumerate(epoch_batches(lengths, schedule.batch_rows, schedule.seed, epoch)):
+            step = epoch * steps_an_epoch + at
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * _share(step, total, schedule.warmup_share)
+            value = loss(model(**to_tensors(encoded, rows, pad)), rows)
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            summed += float(value.detach()) * len(rows)
+            after_step((step + 1) / total, f"epoch {epoch + 1}/{schedule.epochs}, loss {float(value.detach()):.3f}")
+        losses.append(summed / len(lengths))
+        _save(work / CHECKPOINT, model, optimizer, losses)
+        after_epoch()
+    model.eval()
+    return losses
+
+
+def _share(step: int, total: int, warmup_share: float) -> float:
+    warm = max(1.0, total * warmup_share)
+    return min((step + 1) / warm, (total - step) / max(1.0, total - warm))
+
+
+def _optimizer(model: nn.Module, head: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    head_ids = {id(p) for p in head.parameters()}
+    body = [p for p in model.parameters() if p.requires_grad and id(p) not in head_ids]
+    rate = schedule.learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in body if p.ndim > 1], "lr": rate, "weight_decay": schedule.weight_decay},
+        {"params": [p for p in body if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
+        {"params": list(head.parameters()), "lr": rate * schedule.head_learning_rate_factor, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    partial = path.with_suffix(".part")
+    torch.save({"model": trained, "optimizer": optimizer.state_dict(), "losses": losses}, partial)
+    os.replace(partial, path)
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    if not path.is_file():
+        return []
+    state = torch.load(path, weights_only=True)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in state["model"].items():
+            own[name].copy_(tensor)
+    optimizer.load_state_dict(state["optimizer"])
+    return list(state["losses"])

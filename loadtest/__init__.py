@@ -1,0 +1,1 @@
+"""Load and measurement from outside: talks to the public API only."""

@@ -1,0 +1,30 @@
+"""`jouleserve conserve`: the node process's books, as a table."""
+
+from __future__ import annotations
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+ROWS = ("attributed", "idle", "overhead", "other")
+TOLERATED_ERROR = 0.001
+
+
+def print_conservation(console: Console, metrics_url: str) -> int:
+    """Print measured joules beside their parts. Returns 0 if they agree within 0.1 %, 1 if not or unreachable."""
+    try:
+        books = httpx.get(f"{metrics_url}/conservation", timeout=10).raise_for_status().json()
+    except httpx.HTTPError as error:
+        console.print(f"no books at {metrics_url} ({error}); is the server up? start it with `jouleserve up`")
+        return 1
+    measured = float(books["measured_joules"])
+    table = Table("owed by", "joules", "share", title=f"energy books (source: {'+'.join(books['sources'])})")
+    for row in ROWS:
+        joules = float(books[f"{row}_joules"])
+        table.add_row(row, f"{joules:.3f}", f"{joules / measured:.1%}" if measured else "")
+    table.add_row("sum", f"{sum(float(books[f'{row}_joules']) for row in ROWS):.3f}", "")
+    table.add_row("meter", f"{measured:.3f}", "")
+    console.print(table)
+    error = float(books["error_ratio"])
+    console.print(f"conservation error {error:.4%} (tolerated {TOLERATED_ERROR:.1%})")
+    return 0 if error <= TOLERATED_ERROR else 1

@@ -1,0 +1,304 @@
+"""The node process: one tick a second over meters, process tree and replicas, and the books behind `/metrics`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import json
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+from energy.domains import MICROJOULES_PER_JOULE
+from energy.idle import IdleModel
+from energy.ledger import Conservation, LedgerError
+from energy.meter import Meter
+from energy.procfs import read_process_times
+from energy.sources import select_sources
+from energy.sources.estimated import EstimatedSource
+from server.node import state as node_state
+from server.node.grid_state import GridFile
+from server.node.http import JSON, HttpServer, Request, Response
+from server.node.metrics import Books, build_version, render
+from server.node.proctree import ServingTree
+from server.node.replicas import Replicas
+from server.node.settings import NodeSettings
+from server.node.settle import MachineTick, Settlement
+from server.node.wire import GAUGES
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE = "node.lock"
+PORT_FILE = "node.port"
+ANSWER_SECONDS = 0.2
+ORPHANED_AFTER_TICKS = 10
+
+
+class AlreadyRunning(Exception):
+    """Another node process owns the run folder; the message names it."""
+
+
+def take_lock(run_dir: Path) -> int:
+    """Take the run folder's lock for as long as this process lives. Raises AlreadyRunning."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / LOCK_FILE
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(handle)
+        raise AlreadyRunning(
+            f"run_dir: {run_dir} belongs to a running node process (pid {owner}); stop it or use another folder"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return handle
+
+
+class NodeService:
+    """Everything of the node process but its command line."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        """Open the meters and the books. Raises AlreadyRunning, SourceUnavailable or CoefficientError."""
+        self._settings = settings
+        self._lock = take_lock(settings.run_dir)
+        selection = select_sources(
+            settings.energy_source,
+            proc_root=settings.proc_root,
+            powercap_root=settings.powercap_root,
+            cpu_family=settings.cpu_family,
+        )
+        self._clock = selection.clock
+        estimated = selection.estimated
+        self._clock_is_sampled = estimated is not None
+        reference = estimated or EstimatedSource(
+            self._clock, proc_root=settings.proc_root, cpu_family=settings.cpu_family
+        )
+        self._meter = Meter(selection.sources)
+        self._source_names = [source.name for source in selection.sources]
+        state = node_state.load(settings.state_file)
+        self._state = state
+        self._idle = IdleModel.fresh(reference.cpu)
+        self._idle.restore(state.idle_watts, tuple(d for s in selection.sources for d in s.domains()))
+        rate = estimated.dynamic_joules_per_cpu_second() if estimated else None
+        self._settlement = Settlement(state.ledger, state.totals, self._idle, rate)
+        self._settlement.remembered = dict(state.settled)
+        roots = (os.getpid(), settings.root_pid) if settings.root_pid else (os.getpid(),)
+        self._tree = ServingTree(roots, settings.proc_root)
+        self._replicas = Replicas(settings.run_dir, self._settlement, self._adopt)
+        self._grid = GridFile(settings.run_dir)
+        self._version = build_version()
+        self._busy_ns = self._offered_ns = 0
+        self._dirty = True
+        self._orphaned_ticks = 0
+        self._grams: float | None = None
+        """Intensity in force, cooling included."""
+        self._pending_tick: MachineTick | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._persist_at = 0.0
+        self._next_tick = 0.0
+        self.stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until `stopping` is set or the driver is gone; then settle, persist and leave."""
+        loop = self._loop = asyncio.get_running_loop()
+        server = HttpServer({"/metrics": self._metrics, "/conservation": self._conservation, "/healthz": self._health})
+        self._replicas.open(loop)
+        port = await server.start(self._settings.host, self._settings.port)
+        node_state.write_atomic(self._settings.run_dir / PORT_FILE, f"{port}\n".encode(), durable=False)
+        log.info("metrics on http://%s:%d/metrics, energy by %s", self._settings.host, port, self._source_names)
+        # What lives by now lives as long as the process: keep the collector from walking it again and again.
+        gc.collect()
+        gc.freeze()
+        self._next_tick = loop.time()
+        self._tick()
+        try:
+            await self.stopping.wait()
+            self._timer.cancel()
+            self._tick()
+            # The last answers; `_complete_tick` takes them in as ever.
+            await asyncio.sleep(ANSWER_SECONDS if self._pending_tick else 0)
+        finally:
+            await server.close()
+            self._finish()
+
+    def _finish(self) -> None:
+        self._timer.cancel()
+        self._complete_tick()
+        self._settlement.close(self._grams)
+        self._dirty = True
+        self._persist(durable=True)
+        self._replicas.close()
+        self._tree.close()
+        with contextlib.suppress(OSError):
+            (self._settings.run_dir / PORT_FILE).unlink()
+        os.close(self._lock)
+
+    def _tick(self) -> None:
+        """Ask the replicas, read the meters at the same moment, and settle when the answers are in."""
+        self._complete_tick()
+        now = self._loop.time()
+        self._next_tick = max(self._next_tick + self._settings.tick_seconds, now)
+        self._timer = self._loop.call_at(self._next_tick, self._tick)
+        try:
+            grams = self._grid.grams_per_kwh()
+            self._grams = None if grams is None else grams * self._settings.pue
+            self._replicas.bury_dead(self._tree.is_alive)
+            waiting = self._replicas.poll(
+                self._settlement.joules_per_cpu_second,
+                grams,
+                self._source_names,
+                self._complete_tick,
+            )
+            self._pending_tick = self._read_machine()
+        except Exception:
+            # One bad tick is not worth the books: the counters are cumulative and the next tick makes up for it.
+            log.exception("tick failed")
+            return
+        if waiting:
+            self._deadline = self._loop.call_later(ANSWER_SECONDS, self._complete_tick)
+        else:
+            self._complete_tick()
+        if now >= self._persist_at:
+            self._persist_at = now + self._settings.persist_seconds
+            self._persist(durable=False)
+        self._watch_root()
+
+    def _complete_tick(self) -> None:
+        """All answers are in, or it is too late for them."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._replicas.stop_waiting()
+        tick, self._pending_tick = self._pending_tick, None
+        if tick is not None:
+            self._settlement.tick(tick, self._replicas.answered, self._grams)
+            self._dirty = True
+
+    def _read_machine(self) -> MachineTick:
+        meters = self._meter.tick()
+        clock = self._clock
+        if not self._clock_is_sampled:
+            clock.sample()
+        busy_ns, self._busy_ns = clock.busy_ns - self._busy_ns, clock.busy_ns
+        offered_ns, self._offered_ns = clock.elapsed_ns - self._offered_ns, clock.elapsed_ns
+        serving_ns = self._tree.sample(clock.forks)
+        spent: dict[str, int] = {}
+        for peer in self._replicas.peers.values():
+            spent_ns = self._tree.spent_ns(peer.pid) if peer.visible else None
+            if spent_ns is not None:
+                spent[peer.instance] = spent_ns
+        return MachineTick(meters, busy_ns, offered_ns, serving_ns, spent)
+
+    def _adopt(self, pid: int, started_ticks: int) -> bool:
+        """Whether `/proc` shows that process; if so it belongs to the tree from now on."""
+        times = read_process_times(pid, self._settings.proc_root)
+        if times is None or times.started_ticks != started_ticks:
+            return False
+        self._tree.add_root(pid)
+        return True
+
+    def _watch_root(self) -> None:
+        """Leave when the driver is gone and no replica is left: nobody else would end this process."""
+        root = self._settings.root_pid
+        gone = root and self._tree.spent_ns(root) is None and not self._replicas.peers
+        self._orphaned_ticks = self._orphaned_ticks + 1 if gone else 0
+        if self._orphaned_ticks >= ORPHANED_AFTER_TICKS:
+            log.warning("the driver (pid %d) and all replicas are gone; leaving", root)
+            self.stopping.set()
+
+    def _meter_cpu_seconds(self) -> float:
+        return self._state.meter_cpu_seconds + time.process_time()
+
+    def _persist(self, *, durable: bool) -> None:
+        if not self._dirty:
+            return
+        state = self._state
+        kept = node_state.NodeState(
+            ledger=state.ledger,
+            totals=state.totals,
+            settled=self._settlement.settled_snapshots(),
+            idle_watts=self._idle.to_json(),
+            meter_cpu_seconds=self._meter_cpu_seconds(),
+        )
+        try:
+            node_state.write_atomic(self._settings.state_file, kept.encode(), durable=durable)
+            self._dirty = False
+        except OSError as error:
+            log.error("%s: totals cannot be persisted: %s", self._settings.state_file, error)
+
+    def _books(self) -> Books:
+        gauges = dict.fromkeys(GAUGES, 0.0)
+        for peer in self._replicas.peers.values():
+            for name, value in peer.gauges.items():
+                gauges[name] += value
+        grams = self._grid.grams_per_kwh()
+        return Books(
+            ledger=self._state.ledger,
+            totals=self._state.totals,
+            pending_uj=self._settlement.pending_uj,
+            uncertainty={source.name: source.relative_uncertainty for source in self._meter.sources},
+            missing_ticks=self._meter.missing_ticks,
+            joules_per_cpu_second=self._settlement.joules_per_cpu_second,
+            meter_cpu_seconds=self._meter_cpu_seconds(),
+            gauges=gauges,
+            replicas=len(self._replicas.peers),
+            processes=len(self._tree),
+            grid=self._grid.state(),
+            grams_per_kwh=grams,
+            grid_age_s=self._grid.age_s(),
+            pue=self._settings.pue,
+        )
+
+    def _metrics(self, request: Request) -> Response:
+        # What was shown must never be taken back by a crash, so it is on disk before it is shown.
+        self._persist(durable=False)
+        body, content_type = render(self._books(), request.accept, self._version)
+        return Response(body, content_type)
+
+    def _conservation(self, request: Request) -> Response:
+        self._persist(durable=False)
+        now = self._state.ledger.conservation(self._settlement.pending_uj)
+        shown = now
+        if "since" in request.query:
+            try:
+                shown = now.since(Conservation.from_mark(request.query["since"]))
+            except LedgerError as error:
+                return Response(json.dumps({"error": f"since: {error}"}).encode(), JSON, 400)
+        answer = {
+            "measured_joules": shown.measured_uj / MICROJOULES_PER_JOULE,
+            "attributed_joules": shown.attributed_uj / MICROJOULES_PER_JOULE,
+            "idle_joules": shown.idle_uj / MICROJOULES_PER_JOULE,
+            "overhead_joules": shown.overhead_uj / MICROJOULES_PER_JOULE,
+            "other_joules": shown.other_uj / MICROJOULES_PER_JOULE,
+            "pending_joules": shown.pending_uj / MICROJOULES_PER_JOULE,
+            "error_ratio": shown.error_ratio,
+            "sources": self._source_names,
+            "late_records": self._state.totals.late_records,
+            "mark": now.to_mark(),
+        }
+        return Response(json.dumps(answer).encode(), JSON)
+
+    def _health(self, request: Request) -> Response:
+        answer = {
+            "status": "ok",
+            "pid": os.getpid(),
+            "sources": self._source_names,
+            "replicas": len(self._replicas.peers),
+            "processes": len(self._tree),
+        }
+        return Response(json.dumps(answer).encode(), JSON)
+
+
+async def serve(settings: NodeSettings) -> None:
+    """Run the node process until SIGTERM or SIGINT."""
+    service = NodeService(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stopping.set)
+    await service.run()

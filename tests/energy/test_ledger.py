@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from energy.attribution import DomainEnergy, Window, attribute
+from energy.domains import Domain
+from energy.ledger import ENERGY_BOUNDS_JOULES, Account, Conservation, Ledger, LedgerError
+from energy.meter import Delta
+
+CPU = Domain("package", "package-0", "rapl")
+CORE = Domain("core", "package-0", "rapl", overlaps=True)
+ALICE = Account("intents", "full", "full", "strict", "ok")
+BOB = Account("intents", "lite", "cascade", "eco", "cached")
+AMOUNT = st.integers(0, 10**10)
+
+entries = st.tuples(AMOUNT, AMOUNT, AMOUNT, AMOUNT, AMOUNT, AMOUNT, st.none() | st.floats(0, 900))
+
+
+def booked(rows: list[tuple[int, int, int, int, int, int, float | None]]) -> Ledger:
+    ledger = Ledger()
+    for energy_uj, idle_uj, busy, serving, alice, bob, grams in rows:
+        ledger.meter([Delta(CPU, energy_uj, 10**9), Delta(CORE, energy_uj // 2, 10**9)])
+        domains = [DomainEnergy(CPU, energy_uj, idle_uj), DomainEnergy(CORE, energy_uj // 2, idle_uj)]
+        ledger.settle(attribute(Window(domains, busy, serving, {ALICE: alice, BOB: bob})), grams)
+        ledger.observe(BOB, energy_uj / 1e6, 2)
+        ledger.avoid("cache", energy_uj // 3)
+    return ledger
+
+
+@given(st.lists(entries, max_size=8))
+def test_the_books_balance_and_survive_json(rows: list[tuple[int, int, int, int, int, int, float | None]]) -> None:
+    ledger = booked(rows)
+    law = ledger.conservation()
+    assert law.measured_uj == sum(row[0] for row in rows)
+    assert law.measured_uj == law.attributed_uj + law.idle_uj + law.overhead_uj + law.other_uj
+    assert law.error_ratio == 0.0
+    again = Ledger.from_json(json.loads(json.dumps(ledger.to_json())))
+    assert again == ledger
+    assert [domain.overlaps for domain in again.metered_uj] == [domain.overlaps for domain in ledger.metered_uj]
+
+
+def test_joules_that_went_missing_between_meter_and_books_show_as_an_error() -> None:
+    ledger = booked([(1000, 0, 10, 10, 5, 5, None)])
+    ledger.meter([Delta(CPU, 10, 10**9)])
+    assert ledger.conservation().error_ratio == pytest.approx(10 / 1010)
+    assert ledger.conservation(pending_uj=10).error_ratio == 0.0
+
+
+def test_a_mark_gives_the_law_for_what_came_since() -> None:
+    ledger = booked([(1000, 100, 10, 10, 5, 5, None)])
+    mark = ledger.conservation().to_mark()
+    ledger.meter([Delta(CPU, 500, 10**9)])
+    ledger.settle(attribute(Window([DomainEnergy(CPU, 500, 200)], 10, 10, {ALICE: 10})), None)
+    since = ledger.conservation().since(Conservation.from_mark(mark))
+    assert (since.measured_uj, since.attributed_uj, since.idle_uj, since.error_ratio) == (500, 300, 200, 0.0)
+
+
+@pytest.mark.parametrize("mark", ["", "1.2.3", "a.b.c.d.e.f"])
+def test_something_that_is_no_mark_is_refused(mark: str) -> None:
+    with pytest.raises(LedgerError, match="mark"):
+        Conservation.from_mark(mark)
+
+
+def test_grams_take_the_intensity_of_their_window_and_none_without_one() -> None:
+    hour_of_a_kilowatt_uj = 3_600_000 * 10**6
+    ledger = booked([(hour_of_a_kilowatt_uj, 0, 10, 10, 10, 0, 300.0)])
+    assert ledger.grams["attributed", "intents", "full"] == pytest.approx(300)
+    before = dict(ledger.grams)
+    ledger.settle(attribute(Window([DomainEnergy(CPU, 10**9, 0)], 1, 1, {ALICE: 1})), None)
+    assert ledger.grams == before
+    assert booked([(10**9, 0, 1, 1, 1, 0, None)]).grams == {}
+
+
+def test_the_request_energy_histogram_sums_to_the_attributed_energy() -> None:
+    ledger = booked([(10_000, 100, 100, 80, 30, 20, None), (77_777, 100, 100, 80, 11, 22, None)])
+    assert sum(h.sum_uj for h in ledger.request_energy.values()) == ledger.conservation().attributed_uj
+    counts = ledger.request_energy["intents", "lite"].counts
+    assert counts[bisect_left(ENERGY_BOUNDS_JOULES, 0.01)] == 2
+    assert sum(counts) == 4
+
+
+def test_the_histogram_covers_a_tenth_of_a_millijoule_to_a_kilojoule() -> None:
+    assert (ENERGY_BOUNDS_JOULES[0], ENERGY_BOUNDS_JOULES[-1], len(ENERGY_BOUNDS_JOULES)) == (1e-4, 1e3, 22)
+    assert list(ENERGY_BOUNDS_JOULES) == sorted(ENERGY_BOUNDS_JOULES)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"version": 99},
+        {"overhead_uj": -1},
+        {"idle_uj": [["package"]]},
+        {"other_uj": None},
+        {"request_energy": [["m", "v", [1, 2], 3]]},
+        {"attributed_uj": [["m", "v", "p", "q", "o", "rapl", 1.5]]},
+    ],
+)
+def test_a_damaged_ledger_is_refused(damage: dict[str, object]) -> None:
+    tree = booked([(1000, 0, 10, 10, 5, 5, 10.0)]).to_json()
+    with pytest.raises(LedgerError):
+        Ledger.from_json({**tree, **damage})

@@ -1,0 +1,104 @@
+"""The cache is bounded, forgets in time, and never serves a class a worse answer than it may get."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine.cache import ENTRY_OVERHEAD_BYTES, AnswerCache, CachedAnswer, cache_key
+
+
+def answer(rank: int, labels: int = 3) -> CachedAnswer:
+    return CachedAnswer(np.full(labels, rank, dtype=np.float32), f"point{rank}", f"variant{rank}", rank, 1000)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_answer_from_a_cheaper_point_does_not_serve_a_stricter_class() -> None:
+    cache = AnswerCache(10_000, 60)
+    cache.put(b"key", answer(rank=2))
+    assert cache.get(b"key", worst_rank=0) is None
+    assert cache.get(b"key", worst_rank=2) is not None
+
+
+def test_an_answer_from_a_better_point_serves_everyone() -> None:
+    cache = AnswerCache(10_000, 60)
+    cache.put(b"key", answer(rank=0))
+    assert all(cache.get(b"key", worst_rank=rank) is not None for rank in range(3))
+
+
+def test_a_cheaper_answer_does_not_replace_a_better_one() -> None:
+    cache = AnswerCache(10_000, 60)
+    cache.put(b"key", answer(rank=0))
+    cache.put(b"key", answer(rank=2))
+    found = cache.get(b"key", worst_rank=2)
+    assert found is not None
+    assert found.rank == 0
+
+
+def test_entries_are_forgotten_after_their_time() -> None:
+    clock = Clock()
+    cache = AnswerCache(10_000, 60, clock)
+    cache.put(b"key", answer(0))
+    clock.now = 59
+    assert cache.get(b"key", 0) is not None
+    clock.now = 61
+    assert cache.get(b"key", 0) is None
+
+
+@given(st.lists(st.tuples(st.binary(min_size=16, max_size=16), st.integers(1, 200)), max_size=60))
+def test_the_byte_bound_holds_whatever_is_put_in(entries: list[tuple[bytes, int]]) -> None:
+    cache = AnswerCache(5_000, 60)
+    for key, labels in entries:
+        cache.put(key, answer(0, labels))
+        assert cache.size_bytes <= 5_000
+
+
+def test_shrinking_keeps_within_the_new_bound() -> None:
+    cache = AnswerCache(100_000, 60)
+    for number in range(50):
+        cache.put(b"%d" % number, answer(0))
+    cache.resize(5_000, 60)
+    assert 0 < cache.size_bytes <= 5_000
+
+
+def test_a_bound_of_zero_keeps_nothing() -> None:
+    cache = AnswerCache(0, 60)
+    cache.put(b"key", answer(0))
+    assert len(cache) == 0
+
+
+def test_the_size_estimate_covers_what_an_entry_really_takes() -> None:
+    cache = AnswerCache(1 << 30, 60)
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(2000):
+        cache.put(cache_key(b"family", f"text {number}", None, False), answer(0))
+    real = (tracemalloc.get_traced_memory()[0] - before) / 2000
+    tracemalloc.stop()
+    assert real <= ENTRY_OVERHEAD_BYTES + 12
+
+
+requests = st.tuples(st.binary(), st.text(), st.none() | st.text(), st.booleans())
+
+
+@given(requests, requests)
+def test_keys_are_equal_only_for_equal_requests(
+    one: tuple[bytes, str, str | None, bool], other: tuple[bytes, str, str | None, bool]
+) -> None:
+    assert (cache_key(*one) == cache_key(*other)) == (one == other)
+
+
+@given(st.text(), st.text())
+def test_a_pair_is_not_its_concatenation(first: str, second: str) -> None:
+    assert cache_key(b"f", first, second, False) != cache_key(b"f", first + second, None, False)
+    assert cache_key(b"f", first, second, False) != cache_key(b"f", first + "|" + second, None, False)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from energy.attribution import DomainEnergy, Window, attribute
+from energy.domains import Domain
+from energy.ledger import Account
+from energy.meter import Delta
+from server.node.grid_state import GridState
+from server.node.metrics import METRICS, Books, render
+from server.node.state import NodeState
+from server.node.totals import increase
+from server.node.wire import decode_snapshot
+from server.usage import Usage
+
+CPU = Domain("package", "package-0", "rapl")
+CORE = Domain("core", "package-0", "rapl", overlaps=True)
+OWNER = Account("intents", "full", "full", "standard", "ok")
+GRID = GridState(250.0, 60.0, 0.0, "GB", "replay", "live", "lite", "threshold", "dirty", 4)
+
+
+def books(grid: GridState | None = GRID) -> Books:
+    usage = Usage("intents")
+    usage.request("full", "full", "standard", "ok", 5_000_000, total_ns=4_000_000, queue_ns=100, tokenize_ns=200)
+    usage.request("full", "cascade", "standard", "ok", 5_000_000)
+    usage.request("", "", "eco", "shed", 1000)
+    usage.batch(2, 30, 40, 3_000_000)
+    state = NodeState()
+    state.totals.add(increase(decode_snapshot(usage.snapshot()), None))
+    state.ledger.meter([Delta(CPU, 3_000_000, 10**9), Delta(CORE, 1_000_000, 10**9)])
+    window = Window([DomainEnergy(CPU, 2_000_000, 500_000)], 30, 20, {OWNER: 10}, 5)
+    state.ledger.settle(attribute(window), 250.0)
+    state.ledger.observe(OWNER, 0.003, 2)
+    state.ledger.avoid("cache", 10)
+    return Books(
+        ledger=state.ledger,
+        totals=state.totals,
+        pending_uj=1_000_000,
+        uncertainty={"rapl": 0.05},
+        missing_ticks={(CPU, "gap"): 2},
+        joules_per_cpu_second=2.5,
+        meter_cpu_seconds=1.25,
+        gauges={"queue_depth": 3.0, "cache_bytes": 100.0},
+        replicas=1,
+        processes=9,
+        grid=grid,
+        grams_per_kwh=250.0 if grid else None,
+        grid_age_s=61.0 if grid else None,
+        pue=1.2,
+    )
+
+
+def samples(found: Books) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = render(found, "text/plain", "1.2.3")[0].decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_text(text)
+        for sample in family.samples
+    }
+
+
+def test_every_metric_of_the_table_is_exposed_with_its_labels_and_no_other() -> None:
+    text = render(books(), "text/plain", "1.2.3")[0].decode()
+    found = {family.name: family for family in parse_text(text)}
+    assert set(found) == set(METRICS)
+    for name, (kind, labels, _) in METRICS.items():
+        assert found[name].type == kind
+        for sample in found[name].samples:
+            assert set(sample.labels) - {"le"} == set(labels), name
+
+
+def test_the_figures_are_joules_seconds_and_ratios() -> None:
+    found = samples(books())
+    source = (("device", "package-0"), ("domain", "package"), ("source", "rapl"))
+    assert found["jouleserve_energy_joules_total", source] == 3.0
+    assert found["jouleserve_idle_joules_total", source] == 0.5
+    owner = (
+        ("class", "standard"),
+        ("model", "intents"),
+        ("outcome", "ok"),
+        ("source", "rapl"),
+        ("variant", "full"),
+    )
+    assert found["jouleserve_attributed_joules_total", owner] == 0.5
+    assert found["jouleserve_unattributed_joules_total", (("reason", "overhead"),)] == 0.25
+    assert found["jouleserve_unattributed_joules_total", (("reason", "late_record"),)] == 0.25
+    assert found["jouleserve_unattributed_joules_total", (("reason", "other_processes"),)] == 0.5
+    assert found["jouleserve_energy_conservation_error_ratio", ()] == 0.0
+    variant = (("model", "intents"), ("variant", "full"))
+    assert found["jouleserve_request_energy_joules_sum", variant] == 0.5
+    assert found["jouleserve_request_energy_joules_bucket", (("le", "0.005"), *variant)] == 2
+    assert found["jouleserve_request_energy_joules_bucket", (("le", "0.002"), *variant)] == 0
+    assert found["jouleserve_request_duration_seconds_sum", (("phase", "infer"),)] == 0.003
+    assert found["jouleserve_request_duration_seconds_bucket", (("le", "0.005"), ("phase", "total"))] == 1
+    assert found["jouleserve_padding_share_ratio", ()] == 0.25
+    assert found["jouleserve_shed_requests_total", (("class", "eco"),)] == 1
+    scope = (("model", "intents"), ("scope", "attributed"), ("variant", "full"))
+    assert found["jouleserve_carbon_grams_total", scope] == pytest.approx(0.5 / 3.6e6 * 250)
+
+
+def test_what_is_unknown_is_absent_and_not_zero() -> None:
+    names = {name for name, _ in samples(books(grid=None))}
+    assert not {name for name in names if name.startswith(("jouleserve_grid", "jouleserve_dial"))}
+    bare = {name for name, _ in samples(Books(NodeState().ledger, NodeState().totals))}
+    assert "jouleserve_energy_joules_total" not in bare
+    assert "jouleserve_dynamic_joules_per_cpu_second" not in bare
+    assert "jouleserve_padding_share_ratio" not in bare
+
+
+def test_openmetrics_is_given_to_who_asks_for_it() -> None:
+    data, content_type = render(books(), "application/openmetrics-text; version=1.0.0", "1.2.3")
+    assert content_type.startswith("application/openmetrics-text")
+    assert {family.name for family in parse_openmetrics(data.decode())} == set(METRICS)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH (Debian package prometheus)")
+def test_promtool_finds_nothing_to_say() -> None:
+    data = render(books(), "text/plain", "1.2.3")[0]
+    found = subprocess.run(["promtool", "check", "metrics"], input=data, capture_output=True, timeout=30)
+    assert (found.returncode, found.stdout + found.stderr) == (0, b"")

@@ -1,0 +1,308 @@
+"""The real node process over HTTP, with real replica processes that use the real link."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+from server.node.client import conservation, scrape, total
+from server.node.metrics import METRICS
+from server.node.service import LOCK_FILE, PORT_FILE
+
+ROOT = Path(__file__).parents[3]
+PATIENCE_S = 20.0
+
+# Reads a number from stdin, answers that many requests, says so; leaves at the end of stdin.
+REPLICA = """
+import asyncio, sys, time
+from pathlib import Path
+from server.usage import NodeLink, Usage
+
+async def main():
+    usage = Usage("intents")
+    link = NodeLink(Path(sys.argv[1]), usage)
+    await link.start()
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        for _ in range(int(line)):
+            begin = time.thread_time_ns()
+            while time.thread_time_ns() - begin < 2_000_000:
+                pass
+            usage.request("full", "full", "standard", "ok", time.thread_time_ns() - begin, total_ns=2_000_000)
+            usage.batch(1, 10, 10, 2_000_000)
+            await asyncio.sleep(0)
+        print(link.joules_per_cpu_second, flush=True)
+    await link.close()
+
+asyncio.run(main())
+"""
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"not within {PATIENCE_S} s: {what}")
+
+
+class Node:
+    """A node process that a test started."""
+
+    def __init__(self, run_dir: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "server.node", f"--run-dir={run_dir}", "--port=0", "--source=estimated"]
+        command += [f"--root-pid={os.getpid()}", "--tick-seconds=0.1", *arguments]
+        self.log = run_dir.with_suffix(".log")
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        self._run_dir = run_dir
+        eventually(lambda: self._port() is not None or self.process.poll() is not None, "the node is up")
+        assert self.process.poll() is None, self.log.read_text()
+        self.url = f"http://127.0.0.1:{self._port()}"
+
+    def _port(self) -> int | None:
+        try:
+            return int((self._run_dir / PORT_FILE).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        return scrape(f"{self.url}/metrics")
+
+    def value(self, name: str, **labels: str) -> float:
+        return total(self.samples(), name, **labels)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+        (self._run_dir / PORT_FILE).unlink(missing_ok=True)
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(PATIENCE_S)
+
+
+class Replica:
+    """A replica process that a test started."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", REPLICA, str(run_dir)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def answer(self, requests: int) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(requests, file=self.process.stdin, flush=True)
+        return self.process.stdout.readline().strip()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@contextmanager
+def running(run_dir: Path, replicas: int, *arguments: str) -> Iterator[tuple[Node, list[Replica]]]:
+    """A node and replicas that it knows; all are stopped at the end."""
+    run_dir.mkdir(exist_ok=True)
+    node = Node(run_dir, *arguments)
+    started = [Replica(run_dir) for _ in range(replicas)]
+    try:
+        eventually(lambda: node.value("jouleserve_replicas") == replicas, "the replicas are known")
+        eventually(lambda: all(r.answer(0) != "None" for r in started), "the replicas were polled")
+        yield node, started
+    finally:
+        for replica in started:
+            replica.stop()
+        node.stop()
+
+
+def counters(node: Node) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    ends = ("_total", "_bucket", "_count", "_sum")
+    return {key: value for key, value in node.samples().items() if key[0].endswith(ends)}
+
+
+def assert_nothing_went_back(before: dict[tuple[str, frozenset[tuple[str, str]]], float], node: Node) -> None:
+    after = counters(node)
+    assert {key: (was, after.get(key)) for key, was in before.items() if after.get(key, -1.0) < was} == {}
+
+
+def answered(node: Node) -> float:
+    return node.value("jouleserve_requests_total", variant="full", outcome="ok")
+
+
+def test_requests_of_two_replicas_get_their_joules_and_the_books_balance(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with running(run_dir, 2) as (node, (one, two)):
+        mark = conservation(node.url)["mark"]
+        grid = {"grams_per_kwh": 300, "zone": "GB", "provider": "replay", "kind": "live", "age_s": 1}
+        (run_dir / "grid.json").write_text(json.dumps({**grid, "dial_point": "full", "policy": "threshold"}))
+        assert float(one.answer(100)) > 0
+        two.answer(50)
+        eventually(lambda: answered(node) == 150, "all requests are counted")
+        found = node.samples()
+        assert total(found, "jouleserve_attributed_joules_total", model="intents", class_="standard") > 0
+        assert total(found, "jouleserve_request_energy_joules_count", model="intents") == 150
+        assert total(found, "jouleserve_batch_rows_count") == 150
+        assert total(found, "jouleserve_serving_processes") >= 3
+        assert total(found, "jouleserve_grid_intensity_grams_per_kwh", zone="GB") == 300
+        assert total(found, "jouleserve_carbon_grams_total") > 0
+        assert total(found, "jouleserve_bad_records_total") == 0
+        ends = ("_total", "_bucket", "_count", "_sum")
+        stems = {next((name.removesuffix(e) for e in ends if name.endswith(e)), name) for name, _ in found}
+        assert stems <= set(METRICS)
+        law = conservation(node.url, since=mark)
+        parts = [law[f"{part}_joules"] for part in ("attributed", "idle", "overhead", "other", "pending")]
+        assert law["measured_joules"] > 0
+        assert sum(parts) == pytest.approx(law["measured_joules"], rel=1e-9)
+        assert law["error_ratio"] == 0
+        # 150 requests of 2 ms CPU time each.
+        rate = total(found, "jouleserve_dynamic_joules_per_cpu_second")
+        assert law["attributed_joules"] == pytest.approx(150 * 0.002 * rate, rel=0.5)
+
+
+def test_a_replica_that_is_killed_or_leaves_takes_nothing_back(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with running(run_dir, 2) as (node, (victim, leaver)):
+        victim.answer(20)
+        leaver.answer(20)
+        eventually(lambda: answered(node) == 40, "all requests are counted")
+        before = counters(node)
+        victim.process.send_signal(signal.SIGKILL)
+        victim.process.wait(PATIENCE_S)
+        eventually(lambda: node.value("jouleserve_replicas") == 1, "the killed one is gone")
+        assert_nothing_went_back(before, node)
+        leaver.answer(7)
+        leaver.process.communicate()
+        eventually(lambda: node.value("jouleserve_replicas") == 0, "the other one left")
+        eventually(lambda: answered(node) == 47, "its last requests are counted")
+        heir = Replica(run_dir)
+        try:
+            eventually(lambda: node.value("jouleserve_replicas") == 1, "a new one is known")
+            heir.answer(3)
+            eventually(lambda: answered(node) == 50, "its requests are counted")
+        finally:
+            heir.stop()
+        assert_nothing_went_back(before, node)
+        eventually(lambda: not list(run_dir.glob("r-*.sock")), "the sockets of the dead are taken away")
+
+
+def test_a_stopped_replica_is_late_and_its_requests_are_counted_once_when_it_wakes(tmp_path: Path) -> None:
+    with running(tmp_path / "run", 1) as (node, (replica,)):
+        replica.answer(10)
+        eventually(lambda: answered(node) == 10, "all requests are counted")
+        replica.process.send_signal(signal.SIGSTOP)
+        eventually(lambda: node.value("jouleserve_late_records_total") >= 2, "its records are late")
+        assert conservation(node.url)["error_ratio"] == 0
+        replica.process.send_signal(signal.SIGCONT)
+        replica.answer(10)
+        eventually(lambda: answered(node) == 20, "all requests are counted once")
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_node_that_is_restarted_goes_on_where_it_was(tmp_path: Path, how: str) -> None:
+    run_dir = tmp_path / "run"
+    with running(run_dir, 1, "--persist-seconds=3600") as (node, (replica,)):
+        replica.answer(30)
+        eventually(lambda: answered(node) == 30, "all requests are counted")
+        before = counters(node)
+        if how == "stop":
+            assert node.stop() == 0
+        else:
+            node.kill()
+        replica.answer(12)
+        heir = Node(run_dir)
+        try:
+            eventually(lambda: heir.value("jouleserve_replicas") == 1, "the replica found the new node")
+            eventually(lambda: answered(heir) == 42, "each request is counted once")
+            assert_nothing_went_back(before, heir)
+            assert conservation(heir.url)["error_ratio"] == 0
+        finally:
+            assert heir.stop() == 0
+
+
+def test_sockets_that_dead_replicas_left_are_taken_away_at_start(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
+        dead.bind(str(run_dir / "r-dead.sock"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as living:
+        living.bind(str(run_dir / "r-living.sock"))
+        with running(run_dir, 0):
+            assert [path.name for path in run_dir.glob("r-*.sock")] == ["r-living.sock"]
+
+
+def test_a_second_node_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with running(run_dir, 0) as (node, _):
+        command = [sys.executable, "-m", "server.node", f"--run-dir={run_dir}", "--port=0"]
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert second.returncode == 2
+        assert f"pid {node.process.pid}" in second.stderr
+        assert node.value("jouleserve_replicas") == 0
+    assert (run_dir / LOCK_FILE).exists()
+
+
+def test_it_leaves_when_the_driver_and_all_replicas_are_gone(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as driver:
+        node = Node(run_dir, f"--root-pid={driver.pid}")
+        try:
+            driver.communicate(b"\n")
+            assert node.process.wait(PATIENCE_S) == 0
+        finally:
+            node.stop()
+    assert not (run_dir / PORT_FILE).exists()
+    assert (run_dir / "node.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "field"),
+    [
+        ("--pue=0.5", "pue"),
+        ("--port=70000", "port"),
+        ("--tick-seconds=0", "tick_seconds"),
+        ("--cpu-family=z80", "cpu_family"),
+        ("--source=nvml", "nvml"),
+    ],
+)
+def test_wrong_arguments_are_named_and_nothing_starts(tmp_path: Path, argument: str, field: str) -> None:
+    command = [sys.executable, "-m", "server.node", f"--run-dir={tmp_path / 'run'}", "--port=0", argument]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert found.returncode == 2
+    assert field in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_only_its_paths_are_served_and_only_to_get(tmp_path: Path) -> None:
+    with running(tmp_path / "run", 0) as (node, _):
+        with urlopen(f"{node.url}/healthz", timeout=PATIENCE_S) as answer:
+            assert json.load(answer)["sources"] == ["estimated"]
+        for path, data, status in (("/", None, 404), ("/metrics", b"x", 405), ("/conservation?since=x", None, 400)):
+            with pytest.raises(HTTPError) as refused:
+                urlopen(node.url + path, data=data, timeout=PATIENCE_S)
+            assert refused.value.code == status
+            refused.value.close()

@@ -1,0 +1,321 @@
+"""Replicas that report, are late, die, come back; a node that restarts: no counter goes back or counts twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from energy.attribution import LATE_RECORD
+from energy.coefficients import CpuCoefficients
+from energy.domains import Domain
+from energy.idle import IdleModel
+from energy.ledger import Account, Ledger
+from energy.meter import Delta, Tick
+from server.node.settle import MAX_TICKS, MachineTick, Settlement
+from server.node.totals import ServingTotals
+from server.node.wire import RequestKey, Snapshot, decode_snapshot
+from server.usage import Usage
+
+CPU = Domain("cpu", "node", "estimated")
+FAMILY = CpuCoefficients("test", 1.0, 3.0, "none")
+SECOND = 10**9
+RATE = 2.0
+KEY = RequestKey("full", "full", "standard", "ok")
+ACCOUNT = Account("intents", *KEY)
+
+
+def settlement(ledger: Ledger | None = None, totals: ServingTotals | None = None) -> Settlement:
+    return Settlement(ledger or Ledger(), totals or ServingTotals(), IdleModel.fresh(FAMILY), RATE)
+
+
+def machine(busy_s: float, serving_s: float, replicas: dict[str, float] | None = None) -> MachineTick:
+    """One second of a machine with two processors, 2 W idle and 2 J a CPU-second."""
+    energy_uj = round((2 + RATE * busy_s) * 1e6)
+    meters = Tick((Delta(CPU, energy_uj, SECOND, 2_000_000),), ())
+    spent = {instance: round(seconds * SECOND) for instance, seconds in (replicas or {}).items()}
+    return MachineTick(meters, round(busy_s * SECOND), 2 * SECOND, round(serving_s * SECOND), spent)
+
+
+def snapshot(usage: Usage) -> Snapshot:
+    return decode_snapshot(usage.snapshot())
+
+
+def work(usage: Usage, cpu_seconds: float, count: int = 1) -> None:
+    for _ in range(count):
+        usage.request(*KEY, round(cpu_seconds * SECOND / count))
+
+
+def joined(books: Settlement, usage: Usage) -> None:
+    """A replica that said hello and was polled once, so that its past is settled."""
+    books.replica(usage.instance).receive(snapshot(usage))
+    books.tick(machine(0, 0), set(books.replicas), None)
+
+
+def attributed_joules(books: Settlement) -> float:
+    return sum(uj for (account, _), uj in books.ledger.attributed_uj.items() if account == ACCOUNT) / 1e6
+
+
+def test_a_reported_second_is_settled_at_once() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    work(usage, 0.5, count=5)
+    books.replica(usage.instance).receive(snapshot(usage))
+    assert books.tick(machine(1.0, 0.8, {usage.instance: 0.7}), {usage.instance}, None)
+    assert attributed_joules(books) == 1.0
+    assert books.ledger.overhead_uj == 600_000
+    assert books.ledger.conservation().error_ratio == 0
+    assert books.totals.requests[ACCOUNT] == 5
+    assert books.ledger.request_energy["intents", "full"].counts[10] == 5
+
+
+def test_a_lost_datagram_only_makes_the_window_longer() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    work(usage, 0.5)
+    assert not books.tick(machine(0.5, 0.5, {usage.instance: 0.5}), set(), None)
+    assert books.pending_uj == 3_000_000
+    work(usage, 0.25)
+    books.replica(usage.instance).receive(snapshot(usage))
+    assert books.tick(machine(0.25, 0.25, {usage.instance: 0.25}), {usage.instance}, None)
+    assert attributed_joules(books) == 1.5
+    assert books.totals.late_records == 0
+    assert books.pending_uj == 0
+
+
+def test_a_late_replicas_joules_go_to_other_and_are_not_claimed_again_when_it_returns() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    work(usage, 3.0, count=30)
+    for number in range(MAX_TICKS):
+        assert books.tick(machine(1, 1, {usage.instance: 1}), set(), None) == (number == MAX_TICKS - 1)
+    assert books.totals.late_records == 1
+    assert books.ledger.other_uj[LATE_RECORD] == 6_000_000
+    assert attributed_joules(books) == 0
+    work(usage, 0.5, count=5)
+    books.replica(usage.instance).receive(snapshot(usage))
+    books.tick(machine(0.5, 0.5, {usage.instance: 0.5}), {usage.instance}, None)
+    assert attributed_joules(books) == 1.0
+    assert books.totals.requests[ACCOUNT] == 35
+    assert books.totals.unmeasured_cpu_ns == 3 * SECOND
+    assert books.ledger.conservation().error_ratio == 0
+
+
+def test_one_late_replica_does_not_take_the_others_records_away() -> None:
+    books, quick, late = settlement(), Usage("intents"), Usage("intents")
+    joined(books, quick)
+    joined(books, late)
+    for _ in range(MAX_TICKS):
+        work(quick, 0.5)
+        books.replica(quick.instance).receive(snapshot(quick))
+        books.tick(machine(1, 1, {quick.instance: 0.5, late.instance: 0.5}), {quick.instance}, None)
+    assert attributed_joules(books) == 3.0
+    assert books.ledger.other_uj[LATE_RECORD] == 3_000_000
+
+
+def test_a_killed_replica_keeps_what_it_had_reported() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    work(usage, 0.5)
+    books.replica(usage.instance).receive(snapshot(usage))
+    books.tick(machine(0.5, 0.5, {usage.instance: 0.5}), {usage.instance}, None)
+    work(usage, 0.5)
+    books.replica(usage.instance).gone = True
+    assert books.tick(machine(0.5, 0.5), set(), None)
+    assert attributed_joules(books) == 1.0
+    assert books.replicas == {}
+    assert books.remembered == {}
+    heir = Usage("intents")
+    joined(books, heir)
+    work(heir, 0.25)
+    books.replica(heir.instance).receive(snapshot(heir))
+    books.tick(machine(0.25, 0.25, {heir.instance: 0.25}), {heir.instance}, None)
+    assert attributed_joules(books) == 1.5
+    assert books.totals.requests[ACCOUNT] == 2
+
+
+def test_a_replica_that_fell_silent_and_returns_is_not_counted_twice() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    work(usage, 0.5, count=4)
+    books.replica(usage.instance).receive(snapshot(usage))
+    books.tick(machine(0.5, 0.5), {usage.instance}, None)
+    silent = books.replica(usage.instance)
+    silent.gone = silent.may_return = True
+    books.tick(machine(0, 0), set(), None)
+    books.replica(usage.instance).receive(snapshot(usage))
+    books.tick(machine(0, 0), {usage.instance}, None)
+    assert books.totals.requests[ACCOUNT] == 4
+
+
+def test_an_older_snapshot_that_arrives_late_is_ignored() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    work(usage, 0.1)
+    older = snapshot(usage)
+    work(usage, 0.1)
+    books.replica(usage.instance).receive(snapshot(usage))
+    books.replica(usage.instance).receive(older)
+    books.tick(machine(0.2, 0.2, {usage.instance: 0.2}), {usage.instance}, None)
+    assert books.totals.requests[ACCOUNT] == 2
+    books.replica(usage.instance).receive(older)
+    books.tick(machine(0.2, 0.2, {usage.instance: 0.2}), {usage.instance}, None)
+    assert books.totals.requests[ACCOUNT] == 2
+
+
+def test_a_restarted_node_counts_only_what_came_since_and_gives_no_joules_for_its_absence() -> None:
+    before, usage = settlement(), Usage("intents")
+    joined(before, usage)
+    work(usage, 0.5)
+    before.replica(usage.instance).receive(snapshot(usage))
+    before.tick(machine(0.5, 0.5, {usage.instance: 0.5}), {usage.instance}, 250.0)
+    ledger = Ledger.from_json(json.loads(json.dumps(before.ledger.to_json())))
+    totals = ServingTotals.from_json(json.loads(json.dumps(before.totals.to_json())))
+    assert (ledger, totals) == (before.ledger, before.totals)
+
+    after = settlement(ledger, totals)
+    after.remembered = before.settled_snapshots()
+    work(usage, 39.0, count=3)
+    after.replica(usage.instance).receive(snapshot(usage))
+    after.tick(machine(0.1, 0.1, {usage.instance: 0.1}), {usage.instance}, None)
+    assert after.totals.requests[ACCOUNT] == 4
+    assert attributed_joules(after) == 1.2
+    assert after.totals.unmeasured_cpu_ns == 38_900_000_000
+
+
+def test_a_batch_that_spans_two_windows_is_paid_in_full() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    books.replica(usage.instance).receive(snapshot(usage))
+    books.tick(machine(1, 1, {usage.instance: 1}), {usage.instance}, None)
+    for _ in range(3):
+        work(usage, 1.5)
+        books.replica(usage.instance).receive(snapshot(usage))
+        books.tick(machine(1.5, 1.4, {usage.instance: 1.4}), {usage.instance}, None)
+    books.replica(usage.instance).receive(snapshot(usage))
+    books.tick(machine(1, 1, {usage.instance: 1}), {usage.instance}, None)
+    assert round(attributed_joules(books), 5) == 9.0
+    assert books.totals.dropped_cpu_ns == 0
+
+
+def test_claims_without_end_are_dropped_and_counted() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    for _ in range(4):
+        work(usage, 10)
+        books.replica(usage.instance).receive(snapshot(usage))
+        books.tick(machine(1, 1, {usage.instance: 1}), {usage.instance}, None)
+    assert attributed_joules(books) == 8.0
+    assert books.totals.dropped_cpu_ns > 30 * SECOND
+
+
+def test_a_replica_in_another_pid_namespace_is_believed() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    work(usage, 0.5)
+    books.replica(usage.instance).receive(snapshot(usage))
+    books.tick(machine(1.0, 0.1), {usage.instance}, None)
+    assert attributed_joules(books) == 1.0
+    assert books.ledger.overhead_uj == 200_000
+
+
+def test_the_rate_is_learned_from_counters_where_no_formula_gives_it() -> None:
+    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(FAMILY))
+    assert books.joules_per_cpu_second is None
+    for _ in range(30):
+        books.tick(machine(1.5, 1.0), set(), None)
+    assert books.joules_per_cpu_second is not None
+    assert abs(books.joules_per_cpu_second - RATE) < 1e-6
+
+
+def test_avoided_cpu_time_becomes_joules_apart_from_the_rest() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    usage.avoided("cache", SECOND // 2)
+    books.replica(usage.instance).receive(snapshot(usage))
+    books.tick(machine(0, 0), {usage.instance}, None)
+    assert books.ledger.avoided_uj == {"cache": 1_000_000}
+    assert books.ledger.conservation().error_ratio == 0
+
+
+@dataclass
+class World:
+    """Replicas and a node under whatever happens to them."""
+
+    books: Settlement = field(default_factory=settlement)
+    living: list[Usage] = field(default_factory=list)
+    sent: int = 0
+
+    def counters(self) -> list[float]:
+        ledger, totals = self.books.ledger, self.books.totals
+        law = ledger.conservation()
+        return [
+            law.measured_uj,
+            law.attributed_uj,
+            law.idle_uj,
+            law.overhead_uj,
+            law.other_uj,
+            totals.requests.get(ACCOUNT, 0),
+            totals.late_records,
+            totals.unmeasured_cpu_ns,
+            sum(ledger.grams.values()),
+        ]
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["tick", "tick", "tick", "silent tick", "join", "kill", "leave", "restart node", "work"]),
+        st.integers(0, 3),
+        st.floats(0, 2),
+    ),
+    max_size=60,
+)
+
+
+@given(EVENTS)
+@settings(max_examples=300, deadline=None)
+def test_whatever_happens_the_books_balance_and_nothing_goes_back(events: list[tuple[str, int, float]]) -> None:
+    world = World()
+    for event, which, amount in events:
+        before = world.counters()
+        happen(world, event, which, amount)
+        assert all(now >= then for now, then in zip(world.counters(), before, strict=True)), event
+        law = world.books.ledger.conservation(world.books.pending_uj)
+        assert law.error_ratio == 0
+    assert world.books.totals.requests.get(ACCOUNT, 0) <= world.sent
+
+
+def happen(world: World, event: str, which: int, amount: float) -> None:
+    books = world.books
+    usage = world.living[which % len(world.living)] if world.living else None
+    if event == "join" and len(world.living) < 4:
+        world.living.append(Usage("intents"))
+        books.replica(world.living[-1].instance)
+    elif event == "work" and usage:
+        work(usage, amount, count=3)
+        world.sent += 3
+    elif event == "kill" and usage:
+        world.living.remove(usage)
+        books.replica(usage.instance).gone = True
+    elif event == "leave" and usage:
+        world.living.remove(usage)
+        account = books.replica(usage.instance)
+        account.receive(snapshot(usage))
+        account.gone = True
+    elif event == "restart node":
+        books.close(None)
+        fresh = settlement(Ledger.from_json(books.ledger.to_json()), ServingTotals.from_json(books.totals.to_json()))
+        fresh.remembered = books.settled_snapshots()
+        world.books = fresh
+        for living in world.living:
+            fresh.replica(living.instance)
+    elif event in ("tick", "silent tick"):
+        answered = set()
+        for number, living in enumerate(world.living):
+            if event == "tick" or number != which:
+                books.replica(living.instance).receive(snapshot(living))
+                answered.add(living.instance)
+        spent = {living.instance: amount / 5 for living in world.living}
+        books.tick(machine(amount, min(amount, sum(spent.values())), spent), answered, 100.0)
