@@ -101,10 +101,10 @@ def data(
 
     loaded = load_recipe(recipe, {})
     if rows is not None and loaded.data.source != BUILTIN:
-        raise InputError(f"rows: only the built-in {BUILTIN} can be made longer; leave rows out")
+        raise InputError("rows", f"only the built-in {BUILTIN} can be made longer", "leave rows out")
     dataset = builtin(loaded.seed, rows) if rows is not None else load_dataset(loaded.data, loaded.seed)
     if split not in SPLITS:
-        raise InputError(f"split: '{split}'; give one of {', '.join(SPLITS)}")
+        raise InputError("split", f"there is no '{split}'", f"give one of {', '.join(SPLITS)}")
     chosen: Split = getattr(dataset, split)
     lines = io.StringIO()
     writer = csv.writer(lines)

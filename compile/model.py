@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

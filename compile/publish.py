@@ -27,7 +27,6 @@ from models.manifest import (
 )
 from models.store import Store, Version, file_ref
 
-
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
 
 
@@ -56,6 +55,7 @@ def build_manifest(
 ) -> Manifest:
     """Describe everything that passed, cheapest operating point last; what failed stays among the candidates."""
     evidence = _all_evidence(outcome, files)
+    settings = recipe.model_dump(mode="json")
     variants = tuple(_variant(candidate, outcome, evidence[candidate.name], files) for candidate in outcome.passed)
     points = _points(variants)
     return Manifest(
@@ -72,7 +72,7 @@ def build_manifest(
         teacher_accuracy=evidence[REFERENCE].accuracy,
         target_cpu=cpu,
         dataset_sha256=context.dataset.digest(),
-        recipe={RUN_KEY: run_key, "settings": recipe.model_dump(mode="json"), "data_notes": list(context.dataset.notes)},
+        recipe={RUN_KEY: run_key, "settings": settings, "data_notes": list(context.dataset.notes)},
         libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
         candidates=_candidates(outcome, points),
     )

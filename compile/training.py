@@ -87,7 +87,7 @@ def train(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * _share(step, total, schedule.warmup_share)
             value = loss(model(**to_tensors(encoded, rows, pad)), rows)
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             summed += float(value.detach()) * len(rows)

@@ -7,7 +7,6 @@ within a round and their median is quoted. CPU-seconds of the whole process tree
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -23,11 +22,14 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.client import Question, closed_loop, percentile
+from loadtest.client import Question, percentile
 from loadtest.served import Served, serve
 from loadtest.texts import read_questions
 from loadtest.tree import read_tree
+from loadtest.wire_client import run_closed_loop
 from models.store import write_atomic
+
+LOAD_TIMEOUT_S = 300.0
 
 console = Console()
 
@@ -44,19 +46,17 @@ def floor_of(options: argparse.Namespace, texts: Path) -> float:
 def load(served: Served, questions: Sequence[Question], clients: int) -> dict[str, Any]:
     """One run at `clients` clients: CPU of the server's tree and latencies. Raises RuntimeError on a failed reply."""
     before = read_tree(served.process.pid)
-    run = asyncio.run(closed_loop(f"{served.url}/predict", iter(questions), clients))
+    tally = run_closed_loop("127.0.0.1", served.port, questions, clients, LOAD_TIMEOUT_S)
     after = read_tree(served.process.pid)
-    failed = [reply for reply in run.replies if reply.status != 200]
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(run.replies)} requests failed, first with status {failed[0].status}")
-    latencies = [reply.latency_s for reply in run.replies]
-    per_1k = 1000 / len(run.replies)
+    if tally.failures:
+        raise RuntimeError(f"requests failed, by status: {tally.failures}")
+    per_1k = 1000 / tally.replies
     return {
         "cpu_seconds_per_1k": after.since(before) * per_1k,
         "by_process": {name: cpu * per_1k for name, cpu in after.by_name_since(before).items()},
-        "requests_per_second": len(run.replies) / run.wall_s,
-        "p50_ms": percentile(latencies, 0.5) * 1e3,
-        "p99_ms": percentile(latencies, 0.99) * 1e3,
+        "requests_per_second": tally.replies / tally.wall_s,
+        "p50_ms": percentile(tally.latencies_s, 0.5) * 1e3,
+        "p99_ms": percentile(tally.latencies_s, 0.99) * 1e3,
     }
 
 
@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rounds: list[dict[str, Any]] = []
     settings = {"model.store": options.store, "model.family": options.family, "cache.enabled": "false"}
     with serve(options.folder, settings) as served:
-        asyncio.run(closed_loop(f"{served.url}/predict", iter(questions[:200]), 8))
+        load(served, questions[:200], 8)
         for number in range(options.rounds):
             console.print(f"round {number + 1} of {options.rounds}")
             one: dict[str, Any] = {"floor": floor_of(options, options.texts)}

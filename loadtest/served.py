@@ -23,6 +23,7 @@ class Served:
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, metrics_port: int, log: Path) -> None:
         self.process = process
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.metrics_url = f"http://127.0.0.1:{metrics_port}"
         self.log = log

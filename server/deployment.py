@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from server.fast_lane import open_fast_lane
 from server.lean import APP_NAME, ray_init_arguments
 from server.replica import Orders, Replica
 from server.settings import Settings
@@ -22,7 +24,9 @@ class _Ingress:
     """The replica inside a Serve actor."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._replica = Replica(Settings.model_validate(settings))
+        self._settings = Settings.model_validate(settings)
+        self._replica = Replica(self._settings)
+        self._lane: asyncio.Task[bool] | None = None
 
     def __serve_build_asgi_app__(self) -> Any:
         async def dispatch(scope: Any, receive: Any, send: Any) -> None:
@@ -40,6 +44,8 @@ class _Ingress:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve once after the constructor and then at each change of the user_config."""
         await self._replica.obey(Orders.from_user_config(user_config))
+        if self._lane is None and self._settings.server.fast_lane:
+            self._lane = asyncio.create_task(open_fast_lane(self._replica.app))
 
     async def check_health(self) -> None:
         """Raises when the replica should be replaced."""

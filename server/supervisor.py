@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import structlog
 
 from models.store import Store, StoreError, Version
+from server.lean import lean_environment, proxy_dir, write_haproxy_wrapper
 from server.node.settings import NodeSettings
 from server.replica import Orders
 from server.settings import Settings
@@ -50,6 +52,7 @@ class Supervisor:
         self._node: subprocess.Popen[bytes] | None = None
         self._stopping = asyncio.Event()
         self._deploying = asyncio.Lock()
+        self._deployed = False
         self._refused: set[str] = set()
         # The same for every deploy of this run: changed orders then reconfigure replicas instead of replacing them.
         self._code_version = hashlib.sha256(f"{os.getpid()}-{time.time_ns()}".encode()).hexdigest()[:12]
@@ -67,11 +70,12 @@ class Supervisor:
         self._take_signals()
         try:
             await self._start_node()
+            self._controller = self._make_controller(version)
+            await self._controller.step()  # so that the replicas start with the right dial
             # On the main thread, and with nothing else to do meanwhile: Ray sets signal handlers of its own there,
             # under which SIGTERM would end this process at once; ours take their place again.
             self._start_serve()
             self._take_signals()
-            self._controller = self._make_controller(version)
             self._watcher = TuningWatcher(self.settings.tuning_path, tunables, check)
             await self._serve()
         finally:
@@ -133,15 +137,14 @@ class Supervisor:
         )
 
     def _start_serve(self) -> None:
-        from server.lean import lean_environment, write_haproxy_wrapper
-
-        write_haproxy_wrapper(self._run_dir, self.settings.server.host)
+        write_haproxy_wrapper(self._run_dir)
         os.environ.update(lean_environment(self._run_dir))
         # Ray reads its environment when it is imported.
         from server.deployment import deploy, start_ray
 
         start_ray(self.settings, cpus=max(2, os.cpu_count() or 1))
         deploy(self.settings, self._orders, code_version=self._code_version)
+        self._deployed = True
         self._say(f"answering: http://{self.settings.server.host}:{self.settings.server.port}/predict")
 
     def _make_controller(self, version: Version) -> ShapingController:
@@ -173,6 +176,9 @@ class Supervisor:
         self._controller.retune(tunables.shaping)
 
     async def _push(self, orders: Orders) -> None:
+        if not self._deployed:
+            self._orders = orders
+            return
         from server.deployment import deploy
 
         async with self._deploying:
@@ -224,6 +230,7 @@ class Supervisor:
                 await asyncio.to_thread(self._node.wait, 10)
             if self._node.poll() is None:
                 self._node.kill()
+        shutil.rmtree(proxy_dir(self._run_dir), ignore_errors=True)
         self._say("stopped")
 
 

@@ -48,11 +48,11 @@ def load_dataset(spec: DataSpec, seed: int) -> Dataset:
 def builtin(seed: int, test_rows: int = SupportSettings.test_rows) -> Dataset:
     """The built-in set; with more `test_rows` than usual, training and validation stay what they are."""
     made = generate(SupportSettings(seed=seed, test_rows=test_rows))
-    splits = [
+    train, validation, test = (
         Split(tuple(text for text, _ in made[name]), np.array([label for _, label in made[name]], dtype=np.int64))
         for name in SPLITS
-    ]
-    return Dataset(BUILTIN, intents(), *splits, notes=(f"generated, seed {seed}",))
+    )
+    return Dataset(BUILTIN, intents(), train, validation, test, (f"generated, seed {seed}",))
 
 
 Rows = dict[str, list[Any]]
@@ -139,7 +139,8 @@ def _complete(spec: DataSpec, loaded: tuple[dict[str, Rows], list[str] | None], 
     if "validation" not in splits:
         splits["train"], splits["validation"] = carve(splits["train"], spec.validation_share, seed)
         notes.append(f"validation: {len(splits['validation'])} rows carved out of train")
-    return Dataset(Path(spec.source).name, labels, *(splits[s] for s in SPLITS), notes=tuple(notes))
+    train, validation, test = (splits[name] for name in SPLITS)
+    return Dataset(Path(spec.source).name, labels, train, validation, test, tuple(notes))
 
 
 def _column(rows: Rows, name: str) -> list[Any]:

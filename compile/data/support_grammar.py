@@ -7,28 +7,32 @@ neighbourhoods that share their words: who did what, in which order, and whether
 
 from __future__ import annotations
 
+
+def _words(joined: str) -> tuple[str, ...]:
+    return tuple(joined.split("|"))
+
+
 SLOTS: dict[str, tuple[str, ...]] = {
-    "item": (
-        "jacket", "kettle", "desk lamp", "running shoes", "headphones", "coffee grinder", "backpack", "phone case",
-        "blender", "office chair", "sweater", "tent", "keyboard", "winter boots", "watch", "bookshelf", "bike helmet",
-        "rug", "camera", "frying pan", "suitcase", "toy train", "yoga mat", "monitor", "rain coat", "speaker",
+    "item": _words(
+        "jacket|kettle|desk lamp|running shoes|headphones|coffee grinder|backpack|phone case|blender|"
+        "office chair|sweater|tent|keyboard|winter boots|watch|bookshelf|bike helmet|rug|camera|frying pan|"
+        "suitcase|toy train|yoga mat|monitor|rain coat|speaker"
     ),
-    "day": (
-        "monday", "tuesday", "wednesday", "thursday", "friday", "last week", "yesterday", "the 3rd", "the 14th",
-        "two weeks ago", "this morning", "at the weekend", "ten days ago", "on sunday", "in march",
+    "day": _words(
+        "monday|tuesday|wednesday|thursday|friday|last week|yesterday|the 3rd|the 14th|two weeks ago|"
+        "this morning|at the weekend|ten days ago|on sunday|in march"
     ),
-    "amount": ("12 euros", "$40", "59.90", "€18", "30 pounds", "a hundred dollars", "$7.50", "240", "about 65 euros"),
-    "size": ("a size up", "a smaller size", "the blue one", "another colour", "the larger model", "a medium"),
-    "carrier": ("the courier", "the driver", "the post", "the parcel service", "your carrier"),
+    "amount": _words("12 euros|$40|59.90|€18|30 pounds|a hundred dollars|$7.50|240|about 65 euros"),
+    "size": _words("a size up|a smaller size|the blue one|another colour|the larger model|a medium"),
+    "carrier": _words("the courier|the driver|the post|the parcel service|your carrier"),
 }
 
-OPENERS: tuple[str, ...] = (
-    "hi,", "hello,", "hey there,", "good morning,", "quick question:", "hi team,", "dear support,", "so,", "ok so",
-    "excuse me,", "help:", "hello again,",
+OPENERS = _words(
+    "hi,|hello,|hey there,|good morning,|quick question:|hi team,|dear support,|so,|ok so|excuse me,|help:|hello again,"
 )
-CLOSERS: tuple[str, ...] = (
-    "thanks", "please help", "what now?", "can you check?", "any idea?", "thank you", "please advise", "cheers",
-    "what can i do?", "can someone look into this?", "it is urgent", "let me know",
+CLOSERS = _words(
+    "thanks|please help|what now?|can you check?|any idea?|thank you|please advise|cheers|what can i do?|"
+    "can someone look into this?|it is urgent|let me know"
 )
 
 # A frame brings in the words of another intent that is *not* meant: its topic, or a whole sentence of it. The order of

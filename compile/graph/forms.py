@@ -96,16 +96,27 @@ def export_form(model: Classifier, form: str, pair: bool, opset: int, path: Path
         if form == "torchscript":
             axes = {name: {0: "rows", 1: "tokens"} for name in names} | {"logits": {0: "rows"}}
             torch.onnx.export(
-                wrapper, sample, str(path), input_names=list(names), output_names=["logits"],
-                dynamic_axes=axes, opset_version=opset, dynamo=False,
-            )  # fmt: skip
+                wrapper,
+                sample,
+                str(path),
+                input_names=list(names),
+                output_names=["logits"],
+                dynamic_axes=axes,
+                opset_version=opset,
+                dynamo=False,
+            )
         else:
             rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens")
             program = torch.onnx.export(
-                wrapper, sample, input_names=list(names), output_names=["logits"],
+                wrapper,
+                sample,
+                input_names=list(names),
+                output_names=["logits"],
                 dynamic_shapes={name: {0: rows, 1: tokens} for name in names},
-                opset_version=opset, dynamo=True, verbose=False,
-            )  # fmt: skip
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
             assert program is not None
             program.save(str(path))
     model.attend_with("sdpa")

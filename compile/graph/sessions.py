@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -52,7 +53,8 @@ def fresh_process_difference(path: Path, inputs: Mapping[str, NDArray[np.int64]]
     """
     expected = open_session(path).run(["logits"], dict(inputs))[0]
     recorded = scratch / "recorded.npz"
-    np.savez(recorded, logits=expected, **dict(inputs))
+    arrays: dict[str, Any] = {"logits": expected, **inputs}
+    np.savez(recorded, **arrays)
     try:
         command = [sys.executable, "-I", "-c", _FRESH, str(path), str(recorded)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_FRESH_SECONDS, check=False)

@@ -26,7 +26,7 @@ def wilson_lower(right: int, rows: int) -> float:
     """One-sided 95 % lower bound of a share, `right` of `rows` (Wilson score, Wilson 1927)."""
     share, z2 = right / rows, _Z_95 * _Z_95
     spread = _Z_95 * ((share * (1 - share) + z2 / (4 * rows)) / rows) ** 0.5
-    return max(0.0, (share + z2 / (2 * rows) - spread) / (1 + z2 / rows))
+    return float(max(0.0, (share + z2 / (2 * rows) - spread) / (1 + z2 / rows)))
 
 
 def torch_outputs(

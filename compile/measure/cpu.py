@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from compile.text import Encoded, feed, served_batches
 from models.manifest import CostModel, LatencyCell, TargetCpu
@@ -88,10 +88,27 @@ def _timed(session: InferenceSession, arrays: Mapping[str, NDArray[np.int64]]) -
     return max(time.thread_time_ns() - began, 1) / _NS_PER_S
 
 
+def nonnegative_least_squares(columns: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coefficients >= 0 that bring `columns` [rows, few] closest to `wanted` [rows].
+
+    The solution solves plain least squares on the columns it uses, so trying every set of a few columns is exact.
+    """
+    count = columns.shape[1]
+    best, least = np.zeros(count), float(np.square(wanted).sum())
+    for size in range(1, count + 1):
+        for used in itertools.combinations(range(count), size):
+            solved = np.linalg.lstsq(columns[:, used], wanted, rcond=None)[0]
+            missed = float(np.square(columns[:, used] @ solved - wanted).sum())
+            if (solved >= 0).all() and missed < least:
+                best, least = np.zeros(count), missed
+                best[list(used)] = solved
+    return best
+
+
 def fit_cost(cells: Sequence[LatencyCell]) -> CostModel:
     """Weights `fixed + linear*n + quadratic*n^2` of one text, in nanoseconds, none negative.
 
-    Non-negative least squares on relative errors (Lawson, Hanson 1974), over batches of 4 rows and more where there
+    Non-negative least squares on relative errors, over batches of 4 rows and more where there
     are any: the fixed cost of a call is then shared, as it is in service.
     """
     used = [cell for cell in cells if cell.rows >= 4] or list(cells)
@@ -100,6 +117,6 @@ def fit_cost(cells: Sequence[LatencyCell]) -> CostModel:
     # The coefficients differ by orders of magnitude: solve in units where their columns do not.
     scale = np.array([1.0, lengths.max(), lengths.max() ** 2])
     columns = np.stack([np.ones_like(lengths), lengths, lengths**2], axis=1) / scale / costs[:, None]
-    solved, _ = nnls(columns, np.ones_like(costs))
+    solved = nonnegative_least_squares(columns, np.ones_like(costs))
     fixed, linear, quadratic = (float(c) for c in solved / scale)
     return CostModel(fixed_ns=fixed, linear_ns=linear, quadratic_ns=quadratic)

@@ -59,5 +59,6 @@ class Evaluate(Pass):
             gates.append(Gate("int8 agreement, test", meta["agreement"], self.min_agreement))
         if "teacher" in inputs:
             detail = f"accuracy {meta['accuracy']:.4f}"
-            gates.append(Gate("relative accuracy", meta["relative_accuracy"], self.min_relative_accuracy, detail=detail))
+            share = meta["relative_accuracy"]
+            gates.append(Gate("relative accuracy", share, self.min_relative_accuracy, detail=detail))
         return gates

@@ -43,9 +43,14 @@ class Finetune(Pass):
             return torch.nn.functional.cross_entropy(made[0], truth[rows], label_smoothing=spec.label_smoothing)
 
         schedule = Schedule(
-            spec.epochs, spec.batch_rows, spec.learning_rate, spec.head_learning_rate_factor,
-            spec.weight_decay, spec.warmup_share, self.seed,
-        )  # fmt: skip
+            spec.epochs,
+            spec.batch_rows,
+            spec.learning_rate,
+            spec.head_learning_rate_factor,
+            spec.weight_decay,
+            spec.warmup_share,
+            self.seed,
+        )
         losses = train(
             model, model.head, context.train, context.pad, loss, schedule, out, context.progress, context.note_spent
         )

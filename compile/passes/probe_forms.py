@@ -34,9 +34,12 @@ class ProbeForms(Pass):
     def config(self) -> Mapping[str, Any]:
         """See `Pass.config`."""
         return {
-            "forms": list(self.forms), "opset": self.opset, "reduce_range": self.reduce_range,
-            "repeats": self.repeats, "cpu": self.cpu_model,
-        }  # fmt: skip
+            "forms": list(self.forms),
+            "opset": self.opset,
+            "reduce_range": self.reduce_range,
+            "repeats": self.repeats,
+            "cpu": self.cpu_model,
+        }
 
     def call(self, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
         """Export, quantize and time every form."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.cache import ENTRY_OVERHEAD_BYTES, AnswerCache, CachedAnswer, cache_key
+from server.engine.tokenizer import Truncation
 
 
 def answer(rank: int, labels: int = 3) -> CachedAnswer:
@@ -77,28 +78,63 @@ def test_a_bound_of_zero_keeps_nothing() -> None:
     assert len(cache) == 0
 
 
+def test_an_entry_grows_no_younger_when_the_bounds_change() -> None:
+    clock = Clock()
+    cache = AnswerCache(10_000, 60, clock)
+    cache.put(b"key", answer(0))
+    clock.now = 50
+    cache.resize(20_000, 100)
+    clock.now = 99
+    assert cache.get(b"key", 0) is not None
+    clock.now = 101
+    assert cache.get(b"key", 0) is None
+
+
+def test_a_shorter_time_holds_for_the_entries_that_are_there() -> None:
+    clock = Clock()
+    cache = AnswerCache(10_000, 60, clock)
+    cache.put(b"key", answer(0))
+    clock.now = 20
+    cache.resize(10_000, 10)
+    assert cache.get(b"key", 0) is None
+
+
+def test_shrinking_keeps_the_newest_entries() -> None:
+    clock = Clock()
+    cache = AnswerCache(100_000, 60, clock)
+    for number in range(50):
+        clock.now = number / 10
+        cache.put(b"%d" % number, answer(0))
+    cache.resize(2 * (ENTRY_OVERHEAD_BYTES + 12), 60)
+    assert [number for number in range(50) if cache.get(b"%d" % number, 0) is not None] == [48, 49]
+
+
 def test_the_size_estimate_covers_what_an_entry_really_takes() -> None:
-    cache = AnswerCache(1 << 30, 60)
+    cache = AnswerCache(2000 * (ENTRY_OVERHEAD_BYTES + 12), 60)
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    for number in range(2000):
-        cache.put(cache_key(b"family", f"text {number}", None, False), answer(0))
-    real = (tracemalloc.get_traced_memory()[0] - before) / 2000
+    for number in range(6000):  # most of them push an older one out
+        cache.put(cache_key(b"family", f"text {number}", None, None), answer(0))
+    real = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert real <= ENTRY_OVERHEAD_BYTES + 12
+    assert len(cache) == 2000
+    assert real <= cache.size_bytes
 
 
-requests = st.tuples(st.binary(), st.text(), st.none() | st.text(), st.booleans())
+truncations: st.SearchStrategy[Truncation | None] = st.sampled_from((None, "left", "right"))
+# Pieces of the key's own layout, which might make two requests run together.
+texts = st.text() | st.sampled_from(["", "0:", "1:0:", ":0:0:", "|", "left:", "|a", "a|"])
+requests = st.tuples(st.binary() | texts.map(str.encode), texts, st.none() | texts, truncations)
 
 
 @given(requests, requests)
 def test_keys_are_equal_only_for_equal_requests(
-    one: tuple[bytes, str, str | None, bool], other: tuple[bytes, str, str | None, bool]
+    one: tuple[bytes, str, str | None, Truncation | None], other: tuple[bytes, str, str | None, Truncation | None]
 ) -> None:
     assert (cache_key(*one) == cache_key(*other)) == (one == other)
 
 
 @given(st.text(), st.text())
 def test_a_pair_is_not_its_concatenation(first: str, second: str) -> None:
-    assert cache_key(b"f", first, second, False) != cache_key(b"f", first + second, None, False)
-    assert cache_key(b"f", first, second, False) != cache_key(b"f", first + "|" + second, None, False)
+    assert cache_key(b"f", first, second, None) != cache_key(b"f", first + second, None, None)
+    assert cache_key(b"f", first, second, None) != cache_key(b"f", first + "|" + second, None, None)

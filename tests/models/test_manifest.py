@@ -1,0 +1,82 @@
+"""A manifest that contradicts itself is refused where it is made, not where it is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from models.manifest import CostModel, Manifest
+from models.store import Version
+
+
+def changed(version: Version, **changes: Any) -> dict[str, Any]:
+    return {**version.manifest.model_dump(mode="json"), **changes}
+
+
+def test_a_manifest_survives_its_own_json(tiny_version: Version) -> None:
+    manifest = tiny_version.manifest
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+def test_a_variant_is_found_by_its_name(tiny_version: Version) -> None:
+    assert tiny_version.manifest.variant("lite").name == "lite"
+    with pytest.raises(KeyError, match="tiny"):
+        tiny_version.manifest.variant("tiny")
+
+
+def test_every_file_is_listed_with_the_tokenizer_first(tiny_version: Version) -> None:
+    names = [ref.path for ref in tiny_version.manifest.files()]
+    assert names == ["tokenizer.json", "full.onnx", "lite.onnx", "nano.onnx"]
+
+
+def _first(items: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
+    return [{**items[0], **changes}, *items[1:]]
+
+
+BROKEN: dict[str, Any] = {
+    "variants: names repeat": lambda tree: {"variants": [tree["variants"][0], *tree["variants"]]},
+    "points: names repeat": lambda tree: {"points": [tree["points"][0], *tree["points"]]},
+    "labels: names repeat": lambda tree: {"labels": ["card", "card"]},
+    "points: must run from full quality": lambda tree: {"points": tree["points"][::-1]},
+    "variant 'gone' is not in": lambda tree: {"points": _first(tree["points"], variant="gone")},
+    "is for reference only": lambda tree: {"variants": _first(tree["variants"], reference=True)},
+    "inputs: must be": lambda tree: {"inputs": ["input_ids"]},
+    "not.*position_ids": lambda tree: {"inputs": ["input_ids", "attention_mask", "position_ids"]},
+    "Extra inputs are not permitted": lambda tree: {"colour": "green"},
+    "schema_version": lambda tree: {"schema_version": 2},
+    "pattern": lambda tree: {"family": "../elsewhere"},
+    "finite": lambda tree: {"points": _first(tree["points"], cpu_seconds_per_1k=float("inf"))},
+    "labels\n": lambda tree: {"labels": []},
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_what_is_wrong_with_a_manifest_is_named(tiny_version: Version, message: str) -> None:
+    tree = changed(tiny_version)
+    with pytest.raises(ValidationError, match=message):
+        Manifest.model_validate({**tree, **BROKEN[message](tree)})
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a//b", "a/../b", ".hidden", "a/.b", "", "a\n", "a b"])
+def test_a_file_outside_the_version_cannot_be_named(tiny_version: Version, path: str) -> None:
+    tree = changed(tiny_version)
+    with pytest.raises(ValidationError, match="path"):
+        Manifest.model_validate({**tree, "tokenizer": {**tree["tokenizer"], "path": path}})
+
+
+def test_a_manifest_cannot_be_changed(tiny_version: Version) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        tiny_version.manifest.family = "other"  # type: ignore[misc]
+
+
+costs = st.floats(0, 1e9)
+
+
+@given(costs, costs, costs, st.integers(1, 4096))
+def test_a_text_always_weighs_something_and_a_longer_one_no_less(a: float, b: float, c: float, tokens: int) -> None:
+    cost = CostModel(fixed_ns=a, linear_ns=b, quadratic_ns=c)
+    assert 0 < cost.weight(tokens) <= cost.weight(tokens + 1)

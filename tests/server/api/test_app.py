@@ -1,0 +1,312 @@
+"""The ASGI app: statuses, headers and bodies as the OpenAPI document says, whatever is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.api.app import App, Replies
+from server.api.errors import HTTP_ERRORS
+from server.api.http import watcher
+from server.engine.engine import never_gone
+from server.engine.family import Family
+from tests.support.engines import GatedRuntime, WatchedEngine, dial, gated, running, until
+
+MAX_BODY = 10_000
+
+
+class Meter:
+    """What a node process would say."""
+
+    joules_per_cpu_second: float | None = 12.5
+    sources: tuple[str, ...] = ("estimated",)
+
+
+@asynccontextmanager
+async def serving(family: Family, **options: Any) -> AsyncIterator[tuple[httpx.AsyncClient, App, WatchedEngine]]:
+    async with running(family, **options) as (engine, _):
+        app = App(Replies(engine, Meter(), MAX_BODY), lambda: {"pid": 1})
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client, app, engine
+
+
+async def post(client: httpx.AsyncClient, inputs: Any = "card", **fields: Any) -> httpx.Response:
+    return await client.post("/predict", json={"inputs": inputs, **fields})
+
+
+async def test_a_text_is_classified(family: Family) -> None:
+    async with serving(family) as (client, _, _):
+        reply = await post(client, "my card", raw_scores=True)
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json()[0] == {"score": 1.0, "label": "card"}
+
+
+async def test_a_batch_is_classified_in_order(family: Family) -> None:
+    async with serving(family) as (client, _, _):
+        reply = await post(client, [["parcel"], ["card"], ["refund"]])
+    assert [result[0]["label"] for result in reply.json()] == ["parcel", "card", "refund"]
+
+
+async def test_the_reply_says_who_answered_why_and_at_what_cost(family: Family) -> None:
+    async with serving(family, standard="lite") as (client, _, _):
+        miss, hit = await post(client), await post(client)
+        eco = await client.post("/predict", json={"inputs": "refund"}, headers={"X-Quality": "eco"})
+    said = {name.removeprefix("x-jouleserve-"): value for name, value in miss.headers.items()}
+    assert (said["variant"], said["point"], said["cache"], said["reason"]) == ("lite", "lite", "miss", "pin")
+    assert said["version"] == family.version
+    assert float(said["joules"]) > 0
+    assert said["joules-source"] == "estimated"
+    assert hit.headers["x-jouleserve-cache"] == "hit"
+    assert (eco.headers["x-jouleserve-point"], eco.headers["x-jouleserve-reason"]) == ("nano", "eco")
+
+
+async def test_the_reply_names_the_version_that_answered_even_when_it_is_swapped(
+    family: Family, tenfold: Family
+) -> None:
+    held, gates = gated(family)
+    gates["full"].gate.clear()
+    async with serving(held, workers=2) as (client, _, engine):
+        old = asyncio.create_task(post(client, raw_scores=True))
+        await until(lambda: bool(gates["full"].batches))
+        engine.reconfigure(engine.limits, dial(), tenfold)
+        new = await post(client, raw_scores=True)
+        gates["full"].gate.set()
+        replies = [await old, new]
+    assert [reply.json()[0]["score"] for reply in replies] == [1.0, 10.0]
+    assert [reply.headers["x-jouleserve-version"] for reply in replies] == [family.version, tenfold.version]
+
+
+Case = Callable[[httpx.AsyncClient, WatchedEngine, GatedRuntime], Awaitable[httpx.Response]]
+
+
+async def overloaded(client: httpx.AsyncClient, engine: WatchedEngine, full: GatedRuntime) -> httpx.Response:
+    full.gate.clear()
+    running = asyncio.create_task(post(client, "w1"))
+    await until(lambda: bool(full.batches))
+    waiting = asyncio.create_task(post(client, "w2"))
+    await until(lambda: engine.queued == 1)
+    reply = await post(client, "w3")
+    full.gate.set()
+    assert [one.status_code for one in await asyncio.gather(running, waiting)] == [200, 200]
+    return reply
+
+
+async def too_late(client: httpx.AsyncClient, engine: WatchedEngine, full: GatedRuntime) -> httpx.Response:
+    full.gate.clear()
+    reply = await post(client)
+    full.gate.set()
+    return reply
+
+
+async def stopping(client: httpx.AsyncClient, engine: WatchedEngine, full: GatedRuntime) -> httpx.Response:
+    await engine.drain(1)
+    return await post(client)
+
+
+CASES: dict[str, Case] = {
+    "EmptyInput": lambda client, *_: post(client, " "),
+    "BodyTooLarge": lambda client, *_: post(client, "x" * MAX_BODY),
+    "InputTooLarge": lambda client, *_: post(client, "w1 " * 65),
+    "MalformedRequest": lambda client, *_: post(client, 5),
+    "InvalidInput": lambda client, *_: post(client, ["card", "refund"]),
+    "BackendFailure": lambda client, *_: post(client, "poison"),
+    "Overloaded": overloaded,
+    "NotReady": stopping,
+    "DeadlineExceeded": too_late,
+}
+
+
+@pytest.mark.parametrize("error", HTTP_ERRORS, ids=lambda error: error.__name__)
+async def test_each_error_of_the_table_reaches_the_client_with_its_status_and_type(family: Family, error: Any) -> None:
+    status, error_type = HTTP_ERRORS[error]
+    held, gates = gated(family)
+    timeout_s = 0.05 if error.__name__ == "DeadlineExceeded" else 20
+    async with serving(held, max_queue_requests=1, request_timeout_s=timeout_s) as (client, _, engine):
+        reply = await CASES[error.__name__](client, engine, gates["full"])
+    assert reply.status_code == status
+    body = reply.json()
+    assert body.keys() == {"error", "error_type"}
+    assert body["error_type"] == error_type
+    assert ("retry-after" in reply.headers) == (status in (429, 503))
+    assert int(reply.headers.get("retry-after", 1)) >= 1
+
+
+async def test_one_poisonous_text_fails_its_request_and_no_other(family: Family) -> None:
+    async with serving(family) as (client, _, _):
+        replies = await asyncio.gather(*(post(client, text) for text in ("card", "poison", "refund")))
+    assert [reply.status_code for reply in replies] == [200, 424, 200]
+
+
+async def test_predict_is_posted_to(family: Family) -> None:
+    async with serving(family) as (client, _, _):
+        reply = await client.get("/predict")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+
+
+async def test_health_turns_when_the_server_drains(family: Family) -> None:
+    async with serving(family) as (client, _, engine):
+        before = await client.get("/health")
+        await engine.drain(1)
+        after = await client.get("/health")
+    assert (before.status_code, after.status_code) == (200, 503)
+    assert after.json()["error_type"] == "Unhealthy"
+
+
+async def test_info_says_what_is_served(family: Family) -> None:
+    async with serving(family, standard="lite", max_queue_requests=7) as (client, _, _):
+        info = (await client.get("/info")).json()
+    assert (info["model_id"], info["model_sha"], info["pid"]) == ("tiny", family.version, 1)
+    assert info["model_type"]["classifier"]["id2label"] == {"0": "card", "1": "refund", "2": "parcel"}
+    assert info["max_concurrent_requests"] == 7
+    assert [point["name"] for point in info["points"]] == ["full", "lite", "nano"]
+    assert info["dial"]["point_by_class"]["standard"] == "lite"
+    # The fields that text-embeddings-inference's clients require.
+    required = "max_input_length max_batch_tokens max_client_batch_size auto_truncate tokenization_workers version"
+    assert {*required.split(), "model_dtype"} <= info.keys()
+
+
+async def test_the_docs_page_shows_every_route_and_needs_no_internet(family: Family) -> None:
+    async with serving(family) as (client, _, _):
+        reply = await client.get("/docs")
+    assert reply.headers["content-type"].startswith("text/html")
+    assert all(route in reply.text for route in ("POST /predict", "GET /info", "GET /health", "X-Quality", "429"))
+    assert not re.search(r"https?://|<script", reply.text)
+
+
+async def openapi(family: Family) -> dict[str, Any]:
+    async with serving(family) as (client, _, _):
+        document: dict[str, Any] = (await client.get("/openapi.json")).json()
+    return document
+
+
+async def test_the_document_lists_exactly_the_statuses_of_the_table(family: Family) -> None:
+    operation = (await openapi(family))["paths"]["/predict"]["post"]
+    assert set(operation["responses"]) == {"200", *(str(status) for status, _ in HTTP_ERRORS.values())}
+
+
+async def test_the_document_lists_exactly_the_headers_that_are_sent(family: Family) -> None:
+    document = await openapi(family)
+    async with serving(family) as (client, _, _):
+        reply = await post(client)
+    described = document["paths"]["/predict"]["post"]["responses"]["200"]["headers"]
+    sent = {name for name in reply.headers if name.startswith("x-")}
+    assert {name.lower() for name in described} == sent
+
+
+async def test_the_document_refers_to_nothing_that_it_does_not_hold(family: Family) -> None:
+    document = await openapi(family)
+    referred = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert referred == set(document["components"]["schemas"]) & referred
+    assert referred == {"PredictBody", "Prediction", "ErrorBody"}
+
+
+async def exchange(app: App, messages: list[dict[str, Any]], headers: Any = ()) -> list[dict[str, Any]]:
+    """Send raw ASGI messages; what came back."""
+    sent: list[dict[str, Any]] = []
+    incoming = iter(messages)
+
+    async def receive() -> Any:
+        return next(incoming)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app({"type": "http", "method": "POST", "path": "/predict", "headers": list(headers)}, receive, send)
+    return sent
+
+
+def chunk(body: bytes, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def test_a_body_may_come_in_pieces(family: Family) -> None:
+    async with serving(family) as (_, app, _):
+        sent = await exchange(app, [chunk(b'{"inp', True), chunk(b"", True), chunk(b'uts": "card"}')])
+    assert sent[0]["status"] == 200
+
+
+async def test_a_body_that_grows_too_large_is_refused_before_it_is_complete(family: Family) -> None:
+    async with serving(family) as (_, app, _):
+        sent = await exchange(app, [chunk(b"x" * (MAX_BODY - 1), True), chunk(b"xx", True)])
+    assert sent[0]["status"] == 413
+
+
+async def test_to_a_client_that_leaves_nothing_is_said(family: Family) -> None:
+    async with serving(family) as (_, app, engine):
+        assert await exchange(app, [chunk(b'{"inputs"', True), {"type": "http.disconnect"}]) == []
+        assert engine.active == 0
+
+
+class Cycle:
+    """What uvicorn's `receive` is a method of."""
+
+    disconnected = False
+
+    async def receive(self) -> Any:
+        return None
+
+
+async def test_a_client_that_left_is_noticed_without_waiting_for_it() -> None:
+    cycle = Cycle()
+    gone = watcher(cycle.receive)
+    assert not gone()
+    cycle.disconnected = True
+    assert gone()
+
+
+async def test_a_server_that_cannot_tell_counts_every_client_as_there() -> None:
+    async def receive() -> Any:
+        return None
+
+    assert watcher(receive) is never_gone
+
+
+awkward = st.text(max_size=30) | st.sampled_from(["\x00", "poison", "card", "[SEP]", "\u202e", "\U0001f600" * 9])
+bodies = st.one_of(
+    st.binary(max_size=50),
+    st.builds(
+        lambda inputs, flags: orjson.dumps({"inputs": inputs, **flags}),
+        awkward | st.lists(awkward, max_size=3) | st.lists(st.lists(awkward, max_size=3), max_size=4),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "truncate": st.booleans(),
+                "raw_scores": st.booleans(),
+                "truncation_direction": st.sampled_from(["left", "right", "up"]),
+            },
+        ),
+    ),
+)
+qualities = st.none() | st.sampled_from([b"strict", b"eco"]) | st.binary(max_size=5)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(bodies, qualities), max_size=12))
+def test_whatever_is_sent_the_answer_is_a_result_or_the_senders_fault(
+    family: Family, requests: list[tuple[bytes, bytes | None]]
+) -> None:
+    async def play() -> None:
+        async with serving(family) as (_, app, engine):
+            calls = (
+                exchange(app, [chunk(body)], [] if quality is None else [(b"x-quality", quality)])
+                for body, quality in requests
+            )
+            for start, body in await asyncio.gather(*calls):
+                assert start["status"] == 200 or 400 <= start["status"] < 500
+                document = orjson.loads(body["body"])
+                assert isinstance(document, list) == (start["status"] == 200)
+            assert (engine.active, engine.queued) == (0, 0)
+
+    asyncio.run(play())
