@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.client import Question, percentile
+from loadtest.demo_family import FAMILY, compile_demo_family
 from loadtest.served import Served, serve
 from loadtest.texts import read_questions
 from loadtest.tree import read_tree
@@ -80,6 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     questions = [Question(q.text, options.quality) for q in read_questions(options.texts)[: options.requests]]
     rounds: list[dict[str, Any]] = []
     settings = {"model.store": options.store, "model.family": options.family, "cache.enabled": "false"}
+    settings.update(pair.split("=", 1) for pair in options.settings)
     with serve(options.folder, settings) as served:
         load(served, questions[:200], 8)
         for number in range(options.rounds):
@@ -141,16 +143,20 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, default=Path("var/store"))
-    parser.add_argument("--family", default="support-intents")
+    parser.add_argument("--family", default=FAMILY)
     parser.add_argument("--point", default="full")
     parser.add_argument("--quality", default="strict", help="class to ask in; strict is always the full point")
-    parser.add_argument("--texts", type=Path, required=True, help=".csv, .parquet or .txt with distinct texts")
+    parser.add_argument("--texts", type=Path, help=".csv, .parquet or .txt with distinct texts (default: the demo's)")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--idle-seconds", type=float, default=60)
     parser.add_argument("--folder", type=Path, default=Path("var/bench"))
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="a server setting, key=value")
     options = parser.parse_args()
+    if options.texts is None:
+        options.texts = options.folder / "questions.csv"
+        compile_demo_family(options.store, options.texts)
     result = measure(options)
     out = options.folder / "bench.json"
     write_atomic(out, json.dumps(result, indent=1, default=str).encode())

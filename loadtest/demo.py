@@ -20,28 +20,19 @@ from rich.console import Console
 from rich.progress import Progress
 
 from loadtest.client import Reply, Run, closed_loop
+from loadtest.demo_family import compile_demo_family
 from loadtest.demo_tables import Reading, point_table, read_metrics, summary_lines
 from loadtest.served import Served, serve
 from loadtest.texts import classes, popular, read_questions
 
-RECIPE = Path("models/recipes/support-intents.yaml")
 GRID_DAY = Path(__file__).parent / "grid" / "day.csv"
 CLASS_SHARES = {"standard": 0.8, "strict": 0.1, "eco": 0.1}
-QUESTIONS = 6000
 DAY_SECONDS = 86_400
 PAUSE_S = 0.06
 POLL_SECONDS = 1.5
 DWELL_SECONDS = 5.0
 
-console = Console(highlight=False)
-
-
-def compile_family(store: Path, questions: Path) -> None:
-    """Run the compiler (seconds if the family is in the store) and write the labelled test texts."""
-    compiler = [sys.executable, "-m", "compile.cli"]
-    subprocess.run([*compiler, "run", str(RECIPE), "--store", str(store)], check=True)
-    asked = ["data", str(RECIPE), "--split", "test", "--rows", str(QUESTIONS), "--out", str(questions)]
-    subprocess.run([*compiler, *asked], check=True)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
 def settings_of(store: Path, seconds: float) -> dict[str, object]:
@@ -93,7 +84,7 @@ def settled(served: Served) -> Reading:
 def demonstrate(options: argparse.Namespace) -> None:
     """The whole demo."""
     questions = options.folder / "questions.csv"
-    compile_family(options.store, questions)
+    compile_demo_family(options.store, questions)
     console.print("\nstarting the server …")
     with serve(
         options.folder,

@@ -50,7 +50,7 @@ def point_table(run: Run, before: Reading, after: Reading) -> Table:
         default=float("nan"),
     )
     table = Table(title=f"by operating point (dynamic joules per 1,000 requests: {source}, ±{uncertainty:.0%})")
-    for column in ("point", "requests", "hits", "accuracy", "p50 ms", "p99 ms", "J/1k computed", "J/1k all", "gCO2e"):
+    for column in ("point", "requests", "hits", "accuracy", "p50 ms", "p99 ms", "J/1k run", "J/1k all", "gCO2e"):
         table.add_column(column, justify="left" if column == "point" else "right")
     by_point: dict[str, list[Reply]] = {}
     for reply in run.answered:

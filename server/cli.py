@@ -15,6 +15,7 @@ from rich.table import Table
 
 from models.store import Store, StoreError
 from server.config import LoadedSettings, SettingsError, load
+from server.start_error import StartError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Serve transformer models at the fewest joules per answer."
@@ -114,7 +115,7 @@ def list_models(config: ConfigOption = None, assign: SetOption = []) -> None:  #
         for name in store.versions(family):
             try:
                 points = ", ".join(point.name for point in store.open(family, name).manifest.points)
-            except StoreError as error:
+            except (StoreError, StartError) as error:
                 points = f"refused: {error}"
             table.add_row(family, name, "yes" if name == store.current(family) else "", points)
     console.print(table)
@@ -138,7 +139,7 @@ def main() -> None:
         for problem in error.problems:
             errors.print(f"error: {problem}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except StoreError as error:
+    except (StoreError, StartError) as error:
         errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 

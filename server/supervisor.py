@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from typing import Any
 import structlog
 
 from models.store import Store, StoreError, Version
-from server.lean import lean_environment, proxy_dir, write_haproxy_wrapper
+from server.config_problems import SettingsError
+from server.lean import InnerPorts, lean_environment, proxy_dir, write_haproxy_wrapper
 from server.node.settings import NodeSettings
 from server.replica import Orders
 from server.settings import Settings
@@ -27,15 +29,12 @@ from server.shaping.controller import ShapingController
 from server.shaping.policy import DialState
 from server.shaping.providers import make_ladder
 from server.shaping.tuning import Tunables, TuningWatcher, check_points, save
+from server.start_error import StartError
 
 log = structlog.get_logger(__name__)
 
 NODE_START_TIMEOUT_S = 10.0
 STORE_PERIOD_S = 2.0
-
-
-class StartError(Exception):
-    """Something that the server needs did not come up; the message says what and where to look."""
 
 
 class Supervisor:
@@ -60,6 +59,7 @@ class Supervisor:
     async def run(self) -> None:
         """Start, serve until SIGINT or SIGTERM, stop. Raises StoreError or StartError if it cannot start."""
         version = self._open_model()
+        self._check_ports()
         self._run_dir.mkdir(parents=True, exist_ok=True)
         tunables = Tunables.of(self.settings)
         check = check_points(point.name for point in version.manifest.points)
@@ -99,6 +99,19 @@ class Supervisor:
             self._refused.add(self._store.current(family))
         return version
 
+    def _check_ports(self) -> None:
+        server = self.settings.server
+        for field, port in (("port", server.port), ("metrics_port", server.metrics_port)):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((server.host, port))
+                except OSError as error:
+                    raise StartError(
+                        f"server.{field}: cannot listen on {server.host}:{port} ({error.strerror}); "
+                        f"stop what does, or give another one: --set server.{field}=…"
+                    ) from None
+
     async def _start_node(self) -> None:
         server, energy = self.settings.server, self.settings.energy
         node = NodeSettings(
@@ -137,8 +150,9 @@ class Supervisor:
         )
 
     def _start_serve(self) -> None:
-        write_haproxy_wrapper(self._run_dir)
-        os.environ.update(lean_environment(self._run_dir))
+        ports = InnerPorts.choose()
+        write_haproxy_wrapper(self._run_dir, ports)
+        os.environ.update(lean_environment(self._run_dir, ports))
         # Ray reads its environment when it is imported.
         from server.deployment import deploy, start_ray
 
@@ -187,7 +201,7 @@ class Supervisor:
 
     async def _watch_store(self) -> None:
         """Follow the store's current version, unless the settings fix one."""
-        family = self.settings.model.family
+        family, name = self.settings.model.family, ""
         while self.settings.model.version is None:
             await asyncio.sleep(STORE_PERIOD_S)
             try:
@@ -201,7 +215,7 @@ class Supervisor:
                 await self._push(replace(self._orders, version=name, dial=newer))
                 self._controller.serve_points(version.manifest.points)
                 log.info("version_pushed", version=name)
-            except StoreError as error:
+            except (StoreError, SettingsError) as error:
                 self._refused.add(name)
                 log.error("version_refused", version=name, kept=self._orders.version, why=str(error))
             except Exception:
@@ -237,8 +251,3 @@ class Supervisor:
 def run_supervisor(settings: Settings, say: Callable[[str], None]) -> None:
     """Run until stopped."""
     asyncio.run(Supervisor(settings, say).run())
-
-
-def run_dir_of(settings: Settings) -> Path:
-    """The folder of sockets, logs and state, absolute."""
-    return settings.server.run_dir.resolve()

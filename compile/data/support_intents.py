@@ -31,9 +31,9 @@ class SupportSettings:
     """Size and difficulty of the set; every rate is a probability per sentence."""
 
     seed: int = 7
-    train_rows: int = 2800
-    validation_rows: int = 420
-    test_rows: int = 980
+    train_rows: int = 2240
+    validation_rows: int = 560
+    test_rows: int = 1232
     frame_rate: float = 0.45
     opener_rate: float = 0.2
     closer_rate: float = 0.2

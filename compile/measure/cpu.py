@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _NS_PER_S, _MS_PER_S = 1e9, 1e3
 _KEPT_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
-CELL_ROWS = (1, 4, 8, 16, 32)
+CELL_ROWS = (1, 4, 16)
 CELL_TOKENS = (8, 16, 32, 64, 128, 256, 512)
 
 

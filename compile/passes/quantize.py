@@ -91,7 +91,7 @@ class Quantize(Pass):
             yield smoothed, names[:extra], about
 
     def _validation_logits(self, path: Path, context: Context) -> NDArray[np.float32]:
-        return graph_logits(open_session(path), context.validation, context.pad, self.batch_rows)
+        return graph_logits(open_session(path, context.threads), context.validation, context.pad, self.batch_rows)
 
     def ensures(self, inputs: Inputs, out: Path, meta: Mapping[str, Any], context: Context) -> list[Gate]:
         """Agreement where it was tuned (the test texts follow in `Evaluate`), and that the file stands alone."""

@@ -70,7 +70,7 @@ def test_a_file_outside_the_version_cannot_be_named(tiny_version: Version, path:
 
 def test_a_manifest_cannot_be_changed(tiny_version: Version) -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        tiny_version.manifest.family = "other"  # type: ignore[misc]
+        tiny_version.manifest.family = "other"
 
 
 costs = st.floats(0, 1e9)

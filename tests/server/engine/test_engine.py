@@ -269,6 +269,17 @@ async def test_an_answer_of_the_old_version_is_not_kept_for_the_new_one(family: 
     assert (new.logits[0], new.cache) == (10.0, "miss")
 
 
+async def test_a_new_version_takes_the_memory_of_the_answers_that_nobody_can_ask_for_any_more(
+    family: Family, tenfold: Family
+) -> None:
+    async with running(family) as (engine, _):
+        await ask(engine, "card", "refund")
+        engine.reconfigure(engine.limits, dial("lite"))
+        assert len(engine.cache) == 2  # turning the dial costs no answer
+        engine.reconfigure(engine.limits, dial(), tenfold)
+        assert len(engine.cache) == 0
+
+
 async def test_a_dial_that_names_an_unknown_point_changes_nothing(family: Family, tenfold: Family) -> None:
     async with running(family) as (engine, _):
         before = engine.limits, engine.dial, engine.family

@@ -1,0 +1,104 @@
+"""The command line: what is wrong is named with its remedy, exit code 2, and nothing is started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.store import Store, Version
+from tests.support.tiny_family import publish_tiny_family
+
+
+def jouleserve(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("assignment", "named", "remedy"),
+    [
+        ("server.prt=1", "server.prt", "did you mean 'server.port'"),
+        ("server.port=abc", "server.port", "integer"),
+        ("shaping.clean_below_grams_per_kwh=900", "shaping.clean_below_grams_per_kwh", "lower it or raise the other"),
+        ("nonsense", "nonsense", "section.field=value"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy_and_nothing_starts(
+    tmp_path: Path, assignment: str, named: str, remedy: str
+) -> None:
+    done = jouleserve(tmp_path, "up", "--set", assignment)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert remedy in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_value_in_the_environment_is_named_too(tmp_path: Path) -> None:
+    done = jouleserve(tmp_path, "up", JOULESERVE_BATCHING__MAX_ROWS="none")
+    assert done.returncode == 2
+    assert "batching.max_rows" in done.stderr
+
+
+def test_a_family_that_is_not_there_says_how_to_compile_one(tmp_path: Path) -> None:
+    done = jouleserve(tmp_path, "up", "--family", "nope")
+    assert done.returncode == 2
+    assert "jouleserve-compile run" in done.stderr
+
+
+def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path, tiny_version: Version) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        store = str(tiny_version.path.parent.parent)
+        done = jouleserve(tmp_path, "up", "--family", "tiny", "--store", store, "--set", f"server.port={port}")
+    assert done.returncode == 2
+    assert "server.port" in done.stderr
+    assert not (tmp_path / "var").exists()
+
+
+def test_config_prints_values_in_force_with_their_origin(tmp_path: Path) -> None:
+    (tmp_path / "jouleserve.yaml").write_text("server:\n  port: 8111\n")
+    done = jouleserve(tmp_path, "config", JOULESERVE_CACHE__TTL_S="7")
+    assert done.returncode == 0
+    assert "port: 8111  # file jouleserve.yaml" in done.stdout
+    assert "ttl_s: 7.0  # env JOULESERVE_CACHE__TTL_S" in done.stdout
+
+
+def test_versions_are_listed_and_an_older_one_can_be_made_current(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    older = publish_tiny_family(store)
+    newer = publish_tiny_family(store, scale=2.0)
+    assert store.current("tiny") == newer.name
+    place = ["--set", f"model.store={store.root}", "--set", "model.family=tiny"]
+    listed = jouleserve(tmp_path, "models", "list", *place, COLUMNS="160")
+    assert older.name in listed.stdout
+    assert newer.name in listed.stdout
+    used = jouleserve(tmp_path, "models", "use", older.name, *place)
+    assert used.returncode == 0, used.stderr
+    assert store.current("tiny") == older.name
+
+
+def test_tuning_a_server_that_does_not_run_says_so(tmp_path: Path, tiny_version: Version) -> None:
+    store = str(tiny_version.path.parent.parent)
+    place = ["--set", f"model.store={store}", "--set", "model.family=tiny"]
+    done = jouleserve(tmp_path, "tune", "batching.max_rows=4", *place)
+    assert done.returncode == 2
+    assert "start the server" in done.stderr
+
+
+def test_conserving_without_a_server_says_how_to_start_one(tmp_path: Path) -> None:
+    done = jouleserve(tmp_path, "conserve", "--set", "server.metrics_port=1")
+    assert done.returncode == 1
+    assert "jouleserve up" in done.stdout
