@@ -44,7 +44,11 @@ def test_label_words_are_numbered_and_labels_json_names_numbers(tmp_path: Path) 
 def test_a_folder_of_parquet_keeps_its_test_file_whole_and_carves_validation(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for name, rows in (("train", 60), ("test", 30)):
-        columns = {"text": [f"{name} {i}" for i in range(rows)], "text_b": ["b"] * rows, "label": [i % 2 for i in range(rows)]}
+        columns = {
+            "text": [f"{name} {i}" for i in range(rows)],
+            "text_b": ["b"] * rows,
+            "label": [i % 2 for i in range(rows)],
+        }
         parquet.write_table(arrow.table(columns), tmp_path / f"{name}.parquet")
     dataset = load_dataset(DataSpec(source=str(tmp_path)), 1)
     assert dataset.pair

@@ -126,6 +126,14 @@ def test_a_missing_file_is_refused_and_named(store: Store, name: str) -> None:
         store.open("tiny")
 
 
+@pytest.mark.parametrize("garbage", [b"", b"\xff\xfe\n", b"../elsewhere\n", b"0001\n"])
+def test_a_pointer_that_names_no_version_is_called_corrupt(store: Store, garbage: bytes) -> None:
+    publish_tiny_family(store)
+    (store.root / "tiny" / "current").write_bytes(garbage)
+    with pytest.raises(Corrupt, match="current: names no version; write one of"):
+        store.open("tiny")
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Version]:
     store = Store(tmp_path_factory.mktemp("shared"))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models.store import Corrupt, Store, Version
+from models.store import Corrupt, Store, Version, file_ref
 from server.config_problems import SettingsError
 from server.replica import Orders, Replica
 from server.settings import Settings
@@ -162,8 +163,6 @@ async def test_a_version_whose_model_does_not_load_is_refused_too(store: Store) 
 
 def republish(store: Store, version: Version, name: str, content: bytes) -> Version:
     """A version with sound digests, one of whose files is no use."""
-    from models.store import file_ref
-
     folder = store.root.parent / f"broken-{name}"
     shutil.copytree(version.path, folder)
     (folder / name).write_bytes(content)
@@ -234,7 +233,8 @@ async def test_a_replica_of_a_fixed_version_starts_with_no_other(store: Store) -
             pass
 
 
-async def test_stopping_answers_what_was_accepted(store: Store) -> None:
+async def test_stopping_answers_what_was_accepted_and_ends_the_threads(store: Store) -> None:
+    before = set(threading.enumerate())
     async with replica_of(settings_for(store), orders(publish_tiny_family(store))) as (replica, client):
         accepted = [asyncio.create_task(ask(client, f"card w{number}")) for number in range(30)]
         await until(lambda: replica.engine is not None and replica.engine.active == 30)
@@ -243,6 +243,7 @@ async def test_stopping_answers_what_was_accepted(store: Store) -> None:
         refused = await client.post("/predict", json={"inputs": "card"})
     assert len(replies) == 30
     assert refused.status_code == 503
+    assert not [thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("infer")]
 
 
 async def test_a_replica_that_never_started_can_be_stopped(store: Store) -> None:

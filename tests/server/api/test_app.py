@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -310,3 +311,30 @@ def test_whatever_is_sent_the_answer_is_a_result_or_the_senders_fault(
             assert (engine.active, engine.queued) == (0, 0)
 
     asyncio.run(play())
+
+
+async def test_over_a_real_connection_the_text_of_a_client_that_hung_up_is_not_computed(family: Family) -> None:
+    held, gates = gated(family)
+    full = gates["full"]
+    full.gate.clear()
+    async with serving(held) as (client, app, engine):
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+        server = uvicorn.Server(config)
+        listening = asyncio.create_task(server.serve())
+        await until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        first = asyncio.create_task(post(client, "w1"))
+        await until(lambda: bool(full.batches))
+        body = b'{"inputs": "hung up"}'
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        await until(lambda: engine.queued == 1)
+        writer.close()
+        await writer.wait_closed()
+        await until(lambda: not server.server_state.connections)
+        full.gate.set()
+        assert (await first).status_code == 200
+        await until(lambda: engine.queued == 0 and engine.active == 0)
+        server.should_exit = True
+        await listening
+    assert len(full.rows) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,13 @@ def test_what_a_client_writes_is_never_read_as_a_special_token(bert: TextTokeniz
 
 def test_texts_that_differ_only_in_case_accents_or_white_space_share_a_form(bert: TextTokenizer) -> None:
     assert bert.normalize(" A \n  B\t") == bert.normalize("a b") == bert.normalize("\u00e1 b")
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_the_short_way_for_plain_ascii_gives_what_the_normalizer_gives(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = TextTokenizer(write(Path(folder) / "t.json"), max_tokens=8, pair=False, type_ids=False)
+    assert tokenizer.normalize(text) == " ".join(normalizers.BertNormalizer().normalize_str(text).split())
 
 
 def test_without_a_normalizer_every_difference_counts(tmp_path: Path) -> None:

@@ -1,0 +1,202 @@
+"""Exported graphs answer as torch does, in every form; gates notice when they do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+onnx = pytest.importorskip("onnx")
+
+from compile.bases import find_base  # noqa: E402
+from compile.data.dataset import Dataset, Split  # noqa: E402
+from compile.errors import GateFailed  # noqa: E402
+from compile.graph.forms import export_form  # noqa: E402
+from compile.graph.quantization import by_sensitivity, head_nodes, quantize_int8  # noqa: E402
+from compile.graph.sessions import fresh_process_difference, open_session  # noqa: E402
+from compile.graph.smoothing import matmuls, rounding_error, smooth  # noqa: E402
+from compile.model import Classifier, from_base, load  # noqa: E402
+from compile.passes.base import Artifact, Context  # noqa: E402
+from compile.passes.export import Export, largest_difference, masked_row_infinities, sample_inputs  # noqa: E402
+from compile.runner import Runner  # noqa: E402
+
+FORMS = ("torchscript", "dynamo", "mha")
+
+
+@dataclass(frozen=True)
+class Exported:
+    context: Context
+    model: Classifier
+    files: dict[str, Path]
+
+
+def context_of(base: Path, pair: bool) -> Context:
+    texts = tuple(f"please refund the {word} now" for word in ("parcel", "card", "money", "account")) * 8
+    second = tuple("it was late" for _ in texts) if pair else None
+    split = Split(texts, np.arange(len(texts), dtype=np.int64) % 3, second)
+    return Context(Dataset("d", ("a", "b", "c"), split, split, split), find_base(str(base)), 0, 1, 32, 16)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["single", "pair"])
+def exported(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    torch.manual_seed(1)
+    context = context_of(tiny_base, request.param)
+    model = from_base(context.base, "mean", 3).eval()
+    folder = tmp_path_factory.mktemp("graphs")
+    files = {form: folder / f"{form}.onnx" for form in FORMS}
+    for form, path in files.items():
+        export_form(model, form, request.param, 18, path)
+    return Exported(context, model, files)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_keeps_the_contract_and_matches_torch(exported: Exported, form: str) -> None:
+    session = open_session(exported.files[form])
+    names = ["input_ids", "attention_mask", "token_type_ids"][: 3 if exported.context.dataset.pair else 2]
+    assert [i.name for i in session.get_inputs()] == names
+    assert [o.name for o in session.get_outputs()] == ["logits"]
+    assert all(isinstance(axis, str) for i in session.get_inputs() for axis in i.shape)
+    assert largest_difference(exported.model, exported.files[form], exported.context) <= 1e-5
+    assert masked_row_infinities(exported.files[form], exported.context) == 0
+
+
+def test_the_mha_form_has_one_attention_node_a_layer(exported: Exported) -> None:
+    kinds = [node.op_type for node in onnx.load(str(exported.files["mha"])).graph.node]
+    assert kinds.count("MultiHeadAttention") == exported.model.layer_count
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_changes_no_answer(exported: Exported, form: str) -> None:
+    session = open_session(exported.files[form])
+    arrays = sample_inputs(3, 9, exported.context, np.random.default_rng(4))
+    wider = {name: np.pad(array, ((0, 0), (0, 7))) for name, array in arrays.items()}
+    assert session.run(["logits"], arrays)[0] == pytest.approx(session.run(["logits"], wider)[0], abs=1e-5)
+
+
+def test_a_fresh_process_answers_the_same_and_a_broken_file_fails(exported: Exported, tmp_path: Path) -> None:
+    sample = sample_inputs(2, 7, exported.context, np.random.default_rng(0))
+    path = exported.files["torchscript"]
+    assert fresh_process_difference(path, sample, tmp_path) <= 1e-6
+
+
+def artifact(path: Path, **meta: Any) -> Artifact:
+    return Artifact("made", "made", str(path), path, meta)
+
+
+def test_the_export_gate_fails_when_a_weight_was_tampered_with(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import compile.passes.export as module
+
+    exported.model.save(tmp_path / "model")
+
+    def tampering(model: Classifier, form: str, pair: bool, opset: int, path: Path) -> None:
+        export_form(model, form, pair, opset, path)
+        graph = onnx.load(str(path))
+        weight = next(i for i in graph.graph.initializer if i.name == matmuls(graph)[-1].input[1])
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.flat[0] += 0.5
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(graph, str(path))
+
+    inputs = {"model": artifact(tmp_path / "model"), "forms": artifact(tmp_path, ranking=["torchscript", "dynamo"])}
+    runner = Runner(tmp_path / "work", exported.context)
+    made = runner.run("full", Export(18), inputs)
+    assert made.meta["form"] == "torchscript"
+    assert made.meta["layers"] == 3
+    monkeypatch.setattr(module, "export_form", tampering)
+    with pytest.raises(GateFailed, match=r"full: pass 'export'.*largest difference from torch .* <= 0\.0001"):
+        Runner(tmp_path / "other", exported.context).run("full", Export(18), inputs)
+
+
+def test_the_next_form_is_taken_when_the_best_cannot_be_exported(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import compile.passes.export as module
+
+    def refusing(model: Classifier, form: str, pair: bool, opset: int, path: Path) -> None:
+        if form == "mha":
+            raise RuntimeError("no such operator")
+        export_form(model, form, pair, opset, path)
+
+    exported.model.save(tmp_path / "model")
+    monkeypatch.setattr(module, "export_form", refusing)
+    inputs = {"model": artifact(tmp_path / "model"), "forms": artifact(tmp_path, ranking=["mha", "torchscript"])}
+    made = Runner(tmp_path / "work", exported.context).run("full", Export(18), inputs)
+    assert made.meta["form"] == "torchscript"
+    assert "no such operator" in made.meta["tried"]["mha"]
+
+
+def test_a_model_is_read_back_as_it_was_saved(exported: Exported, tmp_path: Path) -> None:
+    exported.model.save(tmp_path)
+    again = load(tmp_path)
+    assert (again.pooling, again.labels, again.layer_count) == ("mean", 3, 3)
+    for one, other in zip(exported.model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_dropping_layers_keeps_the_named_ones_in_order(exported: Exported, tmp_path: Path) -> None:
+    exported.model.save(tmp_path)
+    short = load(tmp_path)
+    short.keep_layers([0, 2])
+    assert short.layer_count == 2
+    wanted = exported.model.layers[2].state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in short.layers[1].state_dict().items())
+    short.save(tmp_path / "short")
+    assert load(tmp_path / "short").layer_count == 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_int8_stays_close_keeps_the_head_and_is_smaller(exported: Exported, tmp_path: Path, form: str) -> None:
+    source, target = exported.files[form], tmp_path / "int8.onnx"
+    head = head_nodes(source)
+    assert len(head) == 1
+    done = quantize_int8(source, target, head, reduce_range=False, embeddings=True)
+    assert len(done) == 6 * exported.model.layer_count
+    kinds = [node.op_type for node in onnx.load(str(target)).graph.node]
+    assert sum("MatMulInteger" in kind for kind in kinds) == len(done)
+    arrays = sample_inputs(8, 12, exported.context, np.random.default_rng(5))
+    exact, rounded = (open_session(path).run(["logits"], arrays)[0] for path in (source, target))
+    assert 0 < np.abs(exact - rounded).max() < 0.1 * np.abs(exact).max() + 0.05
+    assert masked_row_infinities(target, exported.context) == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_smoothing_changes_no_fp32_answer_and_lowers_the_rounding_error(
+    exported: Exported, tmp_path: Path, form: str
+) -> None:
+    outlying = load_with_outliers(exported, tmp_path)
+    source, target = tmp_path / "source.onnx", tmp_path / "smoothed.onnx"
+    export_form(outlying, form, exported.context.dataset.pair, 18, source)
+    context = exported.context
+    done = smooth(source, target, context.train, [list(range(16))], context.pad)
+    assert len(done) >= outlying.layer_count
+    assert all(one.error_after < one.error_before for one in done)
+    arrays = sample_inputs(6, 11, context, np.random.default_rng(6))
+    exact, moved = (open_session(path).run(["logits"], arrays)[0] for path in (source, target))
+    assert exact == pytest.approx(moved, abs=1e-4)
+    before = sum(error for _, error in by_sensitivity(source, context.train, list(range(16)), context.pad))
+    after = sum(error for _, error in by_sensitivity(target, context.train, list(range(16)), context.pad))
+    assert after < before
+
+
+def load_with_outliers(exported: Exported, folder: Path) -> Classifier:
+    """The model with one channel of every layer norm reaching far, as trained models have."""
+    exported.model.save(folder / "outlying")
+    model = load(folder / "outlying")
+    with torch.no_grad():
+        for name, parameter in model.encoder.named_parameters():
+            if name.endswith("LayerNorm.weight"):
+                parameter[3] = 30.0
+    return model
+
+
+def test_rounding_error_is_nil_for_values_on_the_grid() -> None:
+    values = np.array([[0.0, 255.0], [128.0, 1.0]], dtype=np.float32)
+    weight = np.array([[127.0, 0.0], [-1.0, 127.0]], dtype=np.float32)
+    assert rounding_error(values, [weight]) == pytest.approx(0, abs=1e-7)
+    assert rounding_error(values + 0.4, [weight]) > 1e-4

@@ -1,0 +1,180 @@
+"""The whole compile line on a tiny model: publish, find again, resume after SIGKILL, refuse bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from models.store import Store
+
+pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+pytestmark = pytest.mark.trains
+
+MakeRecipe = Callable[[Path, Path], dict[str, Any]]
+_WAIT_SECONDS = 120
+
+
+def command(recipe: Path, store: Path, work: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "compile.cli", "run", str(recipe), "--store", str(store), "--work", str(work), *more]
+
+
+def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=_WAIT_SECONDS, check=False, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="module")
+def published(
+    tiny_base: Path, keyword_csv: Path, make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, str]:
+    """An unbroken run: (recipe file, folder with store and work, what it printed)."""
+    folder = tmp_path_factory.mktemp("published")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(make_recipe(tiny_base, keyword_csv)))
+    done = run(recipe, folder / "store", folder / "work")
+    assert done.returncode == 0, done.stderr
+    return recipe, folder, done.stdout
+
+
+def test_a_run_publishes_sound_variants_with_their_evidence(published: tuple[Path, Path, str]) -> None:
+    _, folder, _ = published
+    version = Store(folder / "store").open("tiny")
+    manifest = version.manifest
+    assert [v.name for v in manifest.variants] == ["fp32", "full", "lite"]
+    assert [p.name for p in manifest.points] == ["full", "lite"]
+    assert [v.layers for v in manifest.variants] == [3, 3, 1]
+    assert manifest.variant("fp32").reference
+    assert manifest.teacher_accuracy > 0.9
+    assert manifest.labels == ("0", "1", "2", "3")
+    assert manifest.max_tokens == 64
+    for variant in manifest.variants:
+        shown = variant.evidence
+        assert shown.accuracy_lower < shown.accuracy <= 1
+        assert shown.joules_per_1k is not None
+        assert shown.compile_cpu_seconds is not None
+        assert shown.compile_cpu_seconds > 0
+        assert len(shown.latency) > 3
+        assert (version.path / variant.model.path).stat().st_size == shown.size_bytes
+    assert manifest.variant("lite").lineage == (
+        "finetune", "teach", "drop_layers", "distil", "probe_forms", "export", "quantize"
+    )  # fmt: skip
+    assert manifest.variant("full").evidence.agreement_with_fp32 is not None
+
+
+def test_the_published_tokenizer_leaves_padding_and_cutting_to_the_server(published: tuple[Path, Path, str]) -> None:
+    version = Store(published[1] / "store").open("tiny")
+    described = json.loads((version.path / "tokenizer.json").read_text())
+    assert described["padding"] is None
+    assert described["truncation"] is None
+
+
+def test_a_variant_that_misses_its_floor_is_left_out_with_the_reason(published: tuple[Path, Path, str]) -> None:
+    _, folder, printed = published
+    manifest = Store(folder / "store").open("tiny").manifest
+    failed = next(c for c in manifest.candidates if c["name"] == "hopeless")
+    assert not failed["published"]
+    assert failed["reason"].startswith("hopeless: pass '")
+    assert "must be >=" in failed["reason"]
+    assert "left out: hopeless" in printed
+
+
+def test_the_end_of_a_run_says_what_where_and_what_next(published: tuple[Path, Path, str]) -> None:
+    _, folder, printed = published
+    version = Store(folder / "store").open("tiny")
+    assert f"published as {version.name}" in printed
+    assert str(version.path) in printed
+    assert f"jouleserve up --family tiny --store {folder / 'store'}" in printed
+    report = folder / "reports" / "tiny" / version.name / "report.md"
+    assert "| lite | 1 | int8 |" in report.read_text()
+    assert "hopeless" in report.read_text()
+    assert (report.parent / "accuracy-against-joules.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_run_finds_it_in_the_store_without_importing_torch(published: tuple[Path, Path, str]) -> None:
+    recipe, folder, _ = published
+    code = (
+        "import sys; sys.argv = ['x', *sys.argv[1:]]\n"
+        "from compile import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    arguments = command(recipe, folder / "store", folder / "elsewhere")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=_WAIT_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "in the store already" in done.stdout
+    assert len(Store(folder / "store").versions("tiny")) == 1
+
+
+def wait_for(found: Any, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not found():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("moment", ["inside finetune", "between passes"])
+def test_a_run_killed_with_sigkill_goes_on_and_ends_with_the_same_files(
+    published: tuple[Path, Path, str], tmp_path: Path, moment: str
+) -> None:
+    recipe, folder, _ = published
+    store, work = tmp_path / "store", tmp_path / "work"
+    pattern = "finetune-*/checkpoint.pt" if moment == "inside finetune" else "probe_forms-*/done.json"
+    process = subprocess.Popen(
+        command(recipe, store, work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        wait_for(lambda: any((work / "cache").glob(pattern)), process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+    assert Store(store).families() == []
+    done = run(recipe, store, work)
+    assert done.returncode == 0, done.stderr
+    if moment == "between passes":
+        assert "finetune     from the cache" in done.stdout
+    whole, resumed = (Store(place).open("tiny").manifest for place in (folder / "store", store))
+    assert [v.model.sha256 for v in resumed.variants] == [v.model.sha256 for v in whole.variants]
+    assert resumed.tokenizer == whole.tokenizer
+    assert [v.evidence.accuracy for v in resumed.variants] == [v.evidence.accuracy for v in whole.variants]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"pooling": "max"}, "pooling"),
+        ({"data": "gone.csv"}, "data"),
+        ({"base": "no-such-model"}, "base"),
+        ({"variants": [{"name": "full"}, {"name": "lite", "layers": [0, 9]}]}, "variants.1.layers"),
+        ({"max_tokens": 65}, "max_tokens"),
+        ({"data": "${NO_SUCH_VARIABLE}/x"}, "data"),
+    ],
+)
+def test_bad_input_ends_with_exit_code_2_names_the_field_and_writes_nothing(
+    tiny_base: Path, keyword_csv: Path, make_recipe: MakeRecipe, tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    recipe = tmp_path / "bad.yaml"
+    recipe.write_text(yaml.safe_dump({**make_recipe(tiny_base, keyword_csv), **changes}))
+    done = run(recipe, tmp_path / "store", tmp_path / "work")
+    assert done.returncode == 2, done.stderr
+    assert f"jouleserve-compile: {field}: " in done.stderr
+    assert "Remedy: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.yaml"]
