@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -19,8 +21,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from compile.data.dataset import Split
 from compile.errors import CompileError, InputError
-from compile.pipeline import Result, compile_recipe
+from compile.pipeline import Result, compile_recipe, report_path
 from compile.recipe import load_recipe
+from compile.report import figures, render, write_report
+from models.manifest import Manifest
 from models.store import Store, StoreError, write_atomic
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compile models for JouleServe.")
@@ -75,14 +79,14 @@ def run(
 def report(
     family: Annotated[str, typer.Argument(help="Family name.")],
     version: Annotated[str | None, typer.Option(help="Version name; the one in force if not given.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
     store: StoreOption = Path("var/store"),
 ) -> None:
     """Write and print the report of a published family."""
-    from compile.pipeline import report_path
-    from compile.report import render, write_report
-
     opened = Store(store).open(family, version)
     path = write_report(opened, report_path(Store(store), opened))
+    if json_path is not None:
+        write_atomic(json_path, (json.dumps(figures(opened.manifest), indent=1) + "\n").encode())
     sys.stdout.write(render(opened))
     sys.stdout.write(f"\nwritten to {path}\n")
 
@@ -126,10 +130,12 @@ def _conclude(console: Console, result: Result, store: Path, seconds: float) -> 
         joules = "–" if point.joules_per_1k is None else f"{point.joules_per_1k:.2f} J"
         console.print(
             f"  {point.name:<8} accuracy {point.accuracy:.4f} ({point.relative_accuracy:.1%} of the teacher), "
-            f"{point.cpu_seconds_per_1k:.3f} CPU-s and {joules} per 1,000 texts"
+            f"{point.cpu_seconds_per_1k:.3f} CPU-s and {joules} per 1,000 texts",
+            soft_wrap=True,
         )
     for name, reason in result.failures.items():
-        console.print(f"  left out: {name}: {reason}", style="yellow", markup=False)
+        console.print(f"  left out: {name}: {reason}", style="yellow", soft_wrap=True, markup=False)
+    console.print(_about_joules(version.manifest), soft_wrap=True, markup=False)
     console.print(f"result: {version.path}", soft_wrap=True, markup=False)
     if result.report is not None and result.report.is_file():
         console.print(f"report: {result.report}", soft_wrap=True, markup=False)
@@ -137,8 +143,16 @@ def _conclude(console: Console, result: Result, store: Path, seconds: float) -> 
     console.print(f"next:   jouleserve up --family {version.family}{where}", soft_wrap=True, markup=False)
 
 
+def _about_joules(manifest: Manifest) -> str:
+    evidence = manifest.variants[0].evidence
+    band = evidence.energy_relative_uncertainty
+    return f"joules: source {evidence.energy_source}" + ("" if band is None else f", ±{band:.0%}")
+
+
 def main() -> None:
     """Entry point; turns the errors a user can act on into one line and an exit code."""
+    # The meter warns that it estimates; the end of a run says so in its place.
+    logging.getLogger("energy").setLevel(logging.ERROR)
     try:
         app()
     except InputError as error:

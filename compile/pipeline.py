@@ -77,6 +77,9 @@ def _compile(
 ) -> Result:
     # Torch and the onnx tools take seconds to import.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # A training thread that waits for the other must sleep, not spin: on a busy machine spinning triples the CPU time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from compile.line import Line
     from compile.publish import publish
     from compile.report import write_report

@@ -67,6 +67,29 @@ def table(manifest: Manifest) -> list[str]:
     return lines
 
 
+def figures(manifest: Manifest) -> dict[str, Any]:
+    """The report's figures as plain data, small enough to keep beside the code."""
+    left_out = {"latency", "parameters", "macs_per_text"}
+    return {
+        "family": manifest.family,
+        "created_utc": manifest.created_utc,
+        "cpu": manifest.target_cpu.model,
+        "dataset_sha256": manifest.dataset_sha256,
+        "data_notes": manifest.recipe.get("data_notes", []),
+        "libraries": manifest.libraries,
+        "variants": {
+            v.name: {
+                "layers": v.layers,
+                "precision": v.precision,
+                "graph_form": v.graph_form,
+                **v.evidence.model_dump(mode="json", exclude=left_out),
+            }
+            for v in manifest.variants
+        },
+        "failed": {c["name"]: c["reason"] for c in manifest.candidates if "reason" in c},
+    }
+
+
 def _notes(manifest: Manifest) -> list[str]:
     e = manifest.variants[0].evidence
     source = e.energy_source or "unmeasured"

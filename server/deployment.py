@@ -44,8 +44,8 @@ class _Ingress:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve once after the constructor and then at each change of the user_config."""
         await self._replica.obey(Orders.from_user_config(user_config))
-        if self._lane is None and self._settings.server.fast_lane:
-            self._lane = asyncio.create_task(open_fast_lane(self._replica.app))
+        if self._lane is None and self._settings.server.fast_lane and self._replica.replies is not None:
+            self._lane = asyncio.create_task(open_fast_lane(self._replica.replies))
 
     async def check_health(self) -> None:
         """Raises when the replica should be replaced."""

@@ -72,6 +72,7 @@ class Replica:
         self.usage = Usage(model=settings.model.family)
         self.link = NodeLink(settings.server.run_dir, self.usage)
         self.engine: Engine | None = None
+        self.replies: Replies | None = None
         self.app: App | None = None
 
     async def obey(self, orders: Orders) -> None:
@@ -103,8 +104,8 @@ class Replica:
             dial = DialState.initial(family.points, orders.tunables.shaping)
         self._orders = orders
         self.engine = Engine(family, self._limits(orders.tunables), dial, self.usage, self.worker_count())
-        replies = Replies(self.engine, self.link, self._settings.server.max_body_bytes)
-        self.app = App(replies, self.status)
+        self.replies = Replies(self.engine, self.link, self._settings.server.max_body_bytes)
+        self.app = App(self.replies, self.status)
         engine = self.engine
         self.usage.gauges.update(
             queue_depth=lambda: engine.queued,
@@ -170,7 +171,7 @@ class Replica:
     def _limits(self, tunables: Tunables) -> EngineLimits:
         server, batching, cache = self._settings.server, tunables.batching, tunables.cache
         return EngineLimits(
-            batch=BatchLimits(batching.max_rows, batching.max_tokens, batching.max_passed_over),
+            batch=BatchLimits(batching.max_rows, batching.max_tokens),
             max_queue_requests=batching.max_queue_requests,
             request_timeout_s=server.request_timeout_s,
             max_text_chars=server.max_text_chars,

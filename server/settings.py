@@ -99,9 +99,6 @@ class BatchingBounds(Section):
     max_queue_requests: int = Field(default=512, ge=1, le=100_000)
     """Requests that may wait; past it the answer is 429. Longer rides out bursts and lengthens the slowest
     replies."""
-    max_passed_over: int = Field(default=8, ge=0, le=1000)
-    """Batches that may overtake a request to sort lengths together. More pads less, fewer shortens the
-    tail."""
 
 
 class BatchingSettings(BatchingBounds):

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -183,20 +182,20 @@ class Supervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _push_dial(self, dial: DialState) -> None:
-        await self._push(replace(self._orders, dial=dial))
+        await self._push(dial=dial)
 
     async def _push_tunables(self, tunables: Tunables) -> None:
-        await self._push(replace(self._orders, tunables=tunables))
+        await self._push(tunables=tunables)
         self._controller.retune(tunables.shaping)
 
-    async def _push(self, orders: Orders) -> None:
-        if not self._deployed:
-            self._orders = orders
-            return
-        from server.deployment import deploy
-
+    async def _push(self, **changes: Any) -> None:
+        """Hand the replicas the orders in force with `changes`; one push at a time, so that none undoes another."""
         async with self._deploying:
-            await asyncio.to_thread(deploy, self.settings, orders, code_version=self._code_version)
+            orders = replace(self._orders, **changes)
+            if self._deployed:
+                from server.deployment import deploy
+
+                await asyncio.to_thread(deploy, self.settings, orders, code_version=self._code_version)
             self._orders = orders
 
     async def _watch_store(self) -> None:
@@ -212,7 +211,7 @@ class Supervisor:
                 check_points(point.name for point in version.manifest.points)(self._orders.tunables)
                 dial = DialState.initial(version.manifest.points, self._orders.tunables.shaping)
                 newer = replace(dial, version=self._orders.dial.version + 1)
-                await self._push(replace(self._orders, version=name, dial=newer))
+                await self._push(version=name, dial=newer)
                 self._controller.serve_points(version.manifest.points)
                 log.info("version_pushed", version=name)
             except (StoreError, SettingsError) as error:

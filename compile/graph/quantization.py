@@ -39,7 +39,8 @@ def quantize_int8(
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(keep_fp32),
+            # The quantizer first turns each Gemm into a MatMul, under a name of its own.
+            nodes_to_exclude=[name for kept in keep_fp32 for name in (kept, f"{kept}_MatMul")],
             # A contrib node hides the types behind it: say that they are float. Products of two activations stay fp32.
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
         )

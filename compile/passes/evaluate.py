@@ -39,7 +39,8 @@ class Evaluate(Pass):
 
     def call(self, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
         """Answer every test text."""
-        logits = graph_logits(open_session(inputs["graph"].path / FILE, context.threads), context.test, context.pad, self.batch_rows)
+        session = open_session(inputs["graph"].path / FILE, context.threads)
+        logits = graph_logits(session, context.test, context.pad, self.batch_rows)
         predicted = logits.argmax(-1)
         np.savez(out / PREDICTIONS, logits=logits, predicted=predicted)
         right = int((predicted == context.dataset.test.labels).sum())

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from server.api.docs import render_docs
 from server.api.errors import error_body, http_error
-from server.api.http import Headers, Receive, Scope, Send, header, read_body, reply, watcher
+from server.api.http import Headers, Receive, Reply, Scope, Send, header, read_body, send_reply, watcher
 from server.api.openapi import describe_predict
 from server.api.predict import answer_headers, parse_predict, parse_quality, render_predictions
 from server.engine.engine import Engine, never_gone
@@ -38,15 +38,25 @@ class Replies:
 
     async def predict(
         self, body: bytes, quality: bytes | None, is_gone: Callable[[], bool] = never_gone
-    ) -> tuple[bytes, Headers]:
-        """JSON and headers of the reply. Raises an EngineError."""
+    ) -> Reply | None:
+        """The reply to a body, errors included; None if the client has left."""
         family = self.engine.family
-        request = parse_predict(body)
-        answers = await self.engine.predict(
-            request.texts, quality=parse_quality(quality), truncate=request.truncate, is_gone=is_gone
-        )
+        try:
+            request = parse_predict(body)
+            answers = await self.engine.predict(
+                request.texts, quality=parse_quality(quality), truncate=request.truncate, is_gone=is_gone
+            )
+        except ClientGone:
+            return None
+        except EngineError as error:
+            return error_reply(error)
         headers = answer_headers(answers, self._joules.joules_per_cpu_second, self._joules.sources, family.version)
-        return render_predictions(request, answers, family.manifest), headers
+        return Reply(200, render_predictions(request, answers, family.manifest), headers)
+
+    @staticmethod
+    def refuse(error: EngineError) -> Reply:
+        """The reply to a request that cannot be read."""
+        return error_reply(error)
 
 
 class App:
@@ -63,29 +73,33 @@ class App:
         elif scope["method"] == "POST":
             await self._predict(scope, receive, send)
         else:
-            await reply(send, 405, error_body("send POST /predict", "Validation"), [(b"allow", b"POST")])
+            await send_reply(send, WRONG_METHOD)
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_body(receive, self._replies.max_body_bytes)
-            content, headers = await self._replies.predict(body, header(scope, b"x-quality"), watcher(receive))
         except ClientGone:
             return
         except EngineError as error:
-            await reply_error(send, error)
+            await send_reply(send, error_reply(error))
             return
-        await reply(send, 200, content, headers)
+        reply = await self._replies.predict(body, header(scope, b"x-quality"), watcher(receive))
+        if reply is not None:
+            await send_reply(send, reply)
 
 
-async def reply_error(send: Send, error: EngineError) -> None:
-    """Send an error in text-embeddings-inference's body shape."""
+def error_reply(error: EngineError) -> Reply:
+    """An error in text-embeddings-inference's body shape."""
     status, error_type = http_error(error)
     headers: Headers = []
     if isinstance(error, Overloaded):
         headers.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after_s))))
     if isinstance(error, NotReady):
         headers.append((b"retry-after", b"1"))
-    await reply(send, status, error_body(str(error), error_type), headers)
+    return Reply(status, error_body(str(error), error_type), headers)
+
+
+WRONG_METHOD = Reply(405, error_body("send POST /predict", "Validation"), [(b"allow", b"POST")])
 
 
 def build_rest(engine: Engine, status: Callable[[], dict[str, Any]]) -> FastAPI:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from server.api.errors import BodyTooLarge
@@ -16,6 +17,15 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete JSON reply; `headers` come beside content type and length."""
+
+    status: int
+    body: bytes
+    headers: Headers = field(default_factory=list)
 
 
 async def read_body(receive: Receive, max_bytes: int) -> bytes:
@@ -35,11 +45,11 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def reply(send: Send, status: int, body: bytes, headers: Headers | None = None) -> None:
+async def send_reply(send: Send, reply: Reply) -> None:
     """Send a complete JSON reply."""
-    head = [JSON, (b"content-length", b"%d" % len(body)), *(headers or [])]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+    head = [JSON, (b"content-length", b"%d" % len(reply.body)), *reply.headers]
+    await send({"type": "http.response.start", "status": reply.status, "headers": head})
+    await send({"type": "http.response.body", "body": reply.body})
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:

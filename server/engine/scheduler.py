@@ -162,19 +162,16 @@ class Scheduler:
                 return
 
     def _next_batch(self) -> tuple[list[Job], list[Job]]:
-        """Called with the lock held: the next batch, of the lane whose head has waited longest, and the jobs that
-        nobody waits for any more."""
+        """Called with the lock held: the next batch, of the lane whose head has waited longest, and the jobs of it that
+        nobody waits for any more. Each job is asked once: its answer may change at any moment."""
+        key, lane = min(self._lanes.items(), key=lambda item: item[1].oldest_order)
+        jobs: list[Job] = []
         dropped: list[Job] = []
-        for key in list(self._lanes):
-            dropped += self._lanes[key].discard(lambda job: job.abandoned())
-            if not len(self._lanes[key]):
-                del self._lanes[key]
-        self._queued -= len(dropped)
-        if not self._lanes:
-            return [], dropped
-        lane = min(self._lanes.values(), key=lambda lane: lane.oldest_order)
-        jobs = lane.take(self.limits)
-        self._queued -= len(jobs)
+        for job in lane.take(self.limits):
+            (dropped if job.abandoned() else jobs).append(job)
+        if not len(lane):
+            del self._lanes[key]
+        self._queued -= len(jobs) + len(dropped)
         return jobs, dropped
 
     def _deliver(self, outcome: _Outcome) -> None:

@@ -10,38 +10,10 @@ from typing import Any
 
 import pytest
 
-WORDS = [
-    "please",
-    "cancel",
-    "order",
-    "refund",
-    "money",
-    "missing",
-    "broken",
-    "parcel",
-    "late",
-    "address",
-    "password",
-    "account",
-    "card",
-    "charged",
-    "twice",
-    "now",
-    "the",
-    "a",
-    "my",
-    "i",
-    "it",
-    "was",
-    "not",
-    "is",
-    "did",
-    "you",
-    "never",
-    "hello",
-    "thanks",
-    "today",
-]
+_SENTENCE = "please cancel order refund money missing broken parcel late address password account card charged twice"
+_SENTENCE = "please cancel order refund money missing broken parcel late address password account card charged twice"
+_FILLERS = "now the a my i it was not is did you never hello thanks today"
+WORDS = f"{_SENTENCE} {_FILLERS}".split()
 KEYWORDS = {"cancel": 0, "refund": 1, "broken": 2, "password": 3}
 
 

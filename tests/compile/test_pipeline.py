@@ -105,6 +105,38 @@ def test_the_end_of_a_run_says_what_where_and_what_next(published: tuple[Path, P
     assert (report.parent / "accuracy-against-joules.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_command_prints_the_table_and_writes_the_figures(
+    published: tuple[Path, Path, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from compile import cli
+
+    store, kept = published[1] / "store", tmp_path / "tiny.json"
+    monkeypatch.setattr(sys, "argv", ["x", "report", "tiny", "--store", str(store), "--json", str(kept)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert "| full | 3 | int8 |" in capsys.readouterr().out
+    figures = json.loads(kept.read_text())
+    evidence = Store(store).open("tiny").manifest.variant("full").evidence
+    assert figures["variants"]["full"]["accuracy"] == evidence.accuracy
+    assert list(figures["failed"]) == ["hopeless"]
+
+
+def test_a_family_that_is_not_in_the_store_ends_with_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compile import cli
+
+    monkeypatch.setattr(sys, "argv", ["x", "report", "nothing", "--store", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert "no family 'nothing'" in capsys.readouterr().err
+
+
 def test_a_second_run_finds_it_in_the_store_without_importing_torch(published: tuple[Path, Path, str]) -> None:
     recipe, folder, _ = published
     code = (
@@ -130,13 +162,7 @@ def wait_for(found: Any, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("moment", ["inside finetune", "between passes"])
-def test_a_run_killed_with_sigkill_goes_on_and_ends_with_the_same_files(
-    published: tuple[Path, Path, str], tmp_path: Path, moment: str
-) -> None:
-    recipe, folder, _ = published
-    store, work = tmp_path / "store", tmp_path / "work"
-    pattern = "finetune-*/checkpoint.pt" if moment == "inside finetune" else "probe_forms-*/done.json"
+def kill_at(pattern: str, recipe: Path, store: Path, work: Path) -> None:
     process = subprocess.Popen(
         command(recipe, store, work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -146,10 +172,18 @@ def test_a_run_killed_with_sigkill_goes_on_and_ends_with_the_same_files(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=30)
     assert Store(store).families() == []
+
+
+def test_a_run_killed_inside_a_pass_and_between_passes_ends_with_the_same_files(
+    published: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    recipe, folder, _ = published
+    store, work = tmp_path / "store", tmp_path / "work"
+    kill_at("finetune-*/checkpoint.pt", recipe, store, work)
+    kill_at("probe_forms-*/done.json", recipe, store, work)
     done = run(recipe, store, work)
     assert done.returncode == 0, done.stderr
-    if moment == "between passes":
-        assert "finetune     from the cache" in done.stdout
+    assert "finetune     from the cache" in done.stdout
     whole, resumed = (Store(place).open("tiny").manifest for place in (folder / "store", store))
     assert [v.model.sha256 for v in resumed.variants] == [v.model.sha256 for v in whole.variants]
     assert resumed.tokenizer == whole.tokenizer

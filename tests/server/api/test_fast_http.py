@@ -1,0 +1,211 @@
+"""The short way for `/predict` speaks HTTP/1.1 like the long one, over real sockets under a real uvicorn server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from functools import partial
+
+import httpx
+import pytest
+import uvicorn
+
+from models.store import Version
+from server.api.app import App, Replies
+from server.api.fast_http import MAX_HEAD_BYTES, FastHttp
+from server.engine.engine import Engine, EngineLimits
+from server.engine.family import load_family
+from server.settings import ShapingSettings
+from server.shaping.policy import DialState
+from server.usage import Usage
+
+BODY = b'{"inputs": "my refund"}'
+MAX_BODY_BYTES = 2000
+
+
+class _NoJoules:
+    joules_per_cpu_second = None
+    sources: tuple[str, ...] = ()
+
+
+class Running:
+    """A server on a free port; `gone` records what the engine was told of its clients."""
+
+    def __init__(self, server: uvicorn.Server, engine: Engine) -> None:
+        self.server, self.engine = server, engine
+        self.port: int = server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    async def raw(self, *parts: bytes, pause_s: float = 0.0) -> bytes:
+        """Send the parts one after the other and return everything until the server closes or is silent."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+        received = b""
+        try:
+            while chunk := await asyncio.wait_for(reader.read(65536), 1.0):
+                received += chunk
+        except TimeoutError:
+            pass
+        writer.close()
+        return received
+
+
+def post(body: bytes = BODY, *headers: str) -> bytes:
+    lines = ["POST /predict HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@pytest.fixture
+async def running(tiny_version: Version) -> AsyncIterator[Running]:
+    family = load_family(tiny_version)
+    engine = Engine(family, EngineLimits(), DialState.initial(family.points, ShapingSettings()), Usage("tiny"), 1)
+    replies = Replies(engine, _NoJoules(), MAX_BODY_BYTES)
+    config = uvicorn.Config(
+        App(replies, dict), host="127.0.0.1", port=0, lifespan="off", log_level="critical", access_log=False
+    )
+    config.load()
+    config.http_protocol_class = partial(FastHttp, replies, config.http_protocol_class)  # type: ignore[assignment]
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    yield Running(server, engine)
+    server.should_exit = True
+    await task
+    await engine.close()
+
+
+async def test_many_requests_on_one_connection_are_answered(running: Running) -> None:
+    async with httpx.AsyncClient(base_url=running.url) as client:
+        for word in ("card", "refund", "parcel"):
+            reply = await client.post("/predict", json={"inputs": f"my {word}"}, headers={"X-Quality": "strict"})
+            assert reply.status_code == 200
+            assert reply.json()[0]["label"] == word
+            assert reply.headers["x-jouleserve-point"] == "full"
+            assert reply.headers["content-type"] == "application/json"
+            assert "date" in reply.headers
+
+
+async def test_a_connection_that_asks_for_another_route_is_handed_over(running: Running) -> None:
+    limits = httpx.Limits(max_connections=1)
+    async with httpx.AsyncClient(base_url=running.url, limits=limits) as client:
+        assert (await client.post("/predict", json={"inputs": "card"})).status_code == 200
+        assert (await client.get("/info")).json()["model_id"] == "tiny"
+        assert (await client.post("/predict", json={"inputs": "card"})).status_code == 200
+        assert (await client.get("/predict")).status_code == 405
+        assert (await client.get("/nowhere")).status_code == 404
+
+
+async def test_both_ways_give_the_same_answer(running: Running) -> None:
+    short = await running.raw(post())
+    long = await running.raw(post().replace(b"/predict", b"/predict?long=1"))
+    assert short.split(b"\r\n\r\n")[1] == long.split(b"\r\n\r\n")[1]
+
+
+async def test_a_request_that_comes_byte_by_byte_is_read(running: Running) -> None:
+    received = await running.raw(*(bytes([byte]) for byte in post()), pause_s=0.0005)
+    assert received.startswith(b"HTTP/1.1 200")
+
+
+async def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
+    requests = [post(json.dumps({"inputs": word}).encode()) for word in ("card", "refund", "parcel") * 10]
+    received = await running.raw(b"".join(requests))
+    labels = [json.loads(part.split(b"HTTP/1.1")[0])[0]["label"] for part in received.split(b"\r\n\r\n")[1:]]
+    assert labels == ["card", "refund", "parcel"] * 10
+
+
+async def test_a_chunked_body_is_read(running: Running) -> None:
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunks = b"%x\r\n%b\r\n" % (5, BODY[:5]) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY) - 5, BODY[5:])
+    assert (await running.raw(head, chunks)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_client_that_waits_for_leave_to_send_gets_it(running: Running) -> None:
+    received = await running.raw(post(BODY, "expect: 100-continue"))
+    assert received.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200")
+
+
+async def test_the_connection_closes_when_the_client_asks_for_it(running: Running) -> None:
+    assert b"connection: close" in await running.raw(post(BODY, "connection: close"))
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        post(b"x" * (MAX_BODY_BYTES + 1)),
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        + (b"7d0\r\n" + b"x" * 2000 + b"\r\n") * 2
+        + b"0\r\n\r\n",
+    ],
+    ids=["announced", "chunked"],
+)
+async def test_a_body_over_the_limit_is_413_and_nobody_else_suffers(running: Running, request_bytes: bytes) -> None:
+    received = await running.raw(request_bytes)
+    assert received.startswith(b"HTTP/1.1 413")
+    assert received.count(b"HTTP/1.1") == 1
+    assert (await running.raw(post())).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"POST /predict HTTP/1.1\r\nbad header line\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\ncontent-length: many\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\n" + b"a: " + b"b" * (MAX_HEAD_BYTES + 10),
+    ],
+    ids=["header", "length", "endless header"],
+)
+async def test_what_is_not_http_gets_a_4xx_and_the_connection_closes(running: Running, request_bytes: bytes) -> None:
+    received = await running.raw(request_bytes)
+    assert received[9:10] == b"4"
+    assert b"connection: close" in received
+    assert (await running.raw(post())).startswith(b"HTTP/1.1 200")
+
+
+async def test_an_error_of_the_engine_keeps_the_connection(running: Running) -> None:
+    received = await running.raw(post(b'{"inputs": []}'), post(), pause_s=0.1)
+    assert received.startswith(b"HTTP/1.1 400")
+    assert b"HTTP/1.1 200" in received
+
+
+async def test_a_client_that_left_is_noticed_before_its_batch_is_formed(running: Running) -> None:
+    gate = asyncio.Event()
+    asked: list[bool] = []
+
+    async def predict(body: bytes, quality: bytes | None, is_gone: object) -> None:
+        await gate.wait()
+        asked.append(is_gone())  # type: ignore[operator]
+
+    replies = running.server.config.http_protocol_class.args[0]  # type: ignore[union-attr]
+    replies.predict = predict
+    _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(post())
+    await asyncio.sleep(0.1)
+    writer.close()
+    await asyncio.sleep(0.1)
+    gate.set()
+    await asyncio.sleep(0.1)
+    assert asked == [True]
+
+
+async def test_shutting_down_waits_for_the_request_in_flight(running: Running) -> None:
+    gate = asyncio.Event()
+    replies = running.server.config.http_protocol_class.args[0]  # type: ignore[union-attr]
+    answer = replies.predict
+
+    async def predict(*arguments: object) -> object:
+        await gate.wait()
+        return await answer(*arguments)
+
+    replies.predict = predict
+    pending = asyncio.create_task(running.raw(post()))
+    await asyncio.sleep(0.1)
+    running.server.should_exit = True
+    await asyncio.sleep(0.3)
+    assert not pending.done()
+    gate.set()
+    assert (await pending).startswith(b"HTTP/1.1 200")
