@@ -66,14 +66,19 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serve(
-    folder: Path, settings: Mapping[str, object], *, port: int | None = None, metrics_port: int | None = None
+    folder: Path,
+    settings: Mapping[str, object],
+    *,
+    port: int | None = None,
+    metrics_port: int | None = None,
+    edge: bool = False,
 ) -> Iterator[Served]:
     """Start a server with its files in `folder`, wait until it answers, stop it at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     port, metrics_port = port or free_port(), metrics_port or free_port()
     everything = {"server.port": port, "server.metrics_port": metrics_port, "server.run_dir": folder / "run"}
     everything.update(settings)
-    command = [sys.executable, "-m", "server.cli", "up"]
+    command = [sys.executable, "-m", "server.cli", "up", *(["--edge"] if edge else [])]
     for key, value in everything.items():
         command += ["--set", f"{key}={value}"]
     log = folder / "server.log"

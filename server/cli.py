@@ -56,6 +56,7 @@ def _set_up_logging(level: str) -> None:
 def up(
     family: Annotated[str | None, typer.Option(help="Family to serve (model.family).")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of published families (model.store).")] = None,
+    edge: Annotated[bool, typer.Option("--edge", help="One process without Ray: small machines, low rates.")] = False,
     config: ConfigOption = None,
     assign: SetOption = [],  # noqa: B006 - typer reads the default
 ) -> None:
@@ -64,9 +65,18 @@ def up(
     given = [f"{key}={value}" for key, value in named.items() if value is not None]
     settings = _settings(config, [*assign, *given]).settings
     _set_up_logging(settings.server.log_level)
-    from server.supervisor import run_supervisor
 
-    run_supervisor(settings, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    if edge:
+        from server.edge import run_edge
+
+        run_edge(settings, say)
+    else:
+        from server.supervisor import run_supervisor
+
+        run_supervisor(settings, say)
 
 
 @app.command("config")

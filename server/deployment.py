@@ -12,7 +12,7 @@ from ray import serve
 
 from server.fast_lane import open_fast_lane
 from server.lean import APP_NAME, ray_init_arguments
-from server.replica import Orders, Replica
+from server.orders import Orders
 from server.settings import Settings
 
 # Serve's own queue in front of a replica must never fill before the engine's, which answers 429 in good form.
@@ -24,6 +24,9 @@ class _Ingress:
     """The replica inside a Serve actor."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        # Here, so that the driver, which only ships this class, does not load the runtime.
+        from server.replica import Replica
+
         self._settings = Settings.model_validate(settings)
         self._replica = Replica(self._settings)
         self._lane: asyncio.Task[bool] | None = None

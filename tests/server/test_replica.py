@@ -18,7 +18,8 @@ import pytest
 
 from models.store import Corrupt, Store, Version, file_ref
 from server.config_problems import SettingsError
-from server.replica import Orders, Replica
+from server.orders import Orders
+from server.replica import Replica
 from server.settings import Settings
 from server.shaping.policy import DialState
 from server.shaping.tuning import Tunables

@@ -1,0 +1,135 @@
+"""What every way of serving has in common: the orders in force and the three things that change them.
+
+The grid turns the dial, an operator tunes, a new version is published: each becomes new orders, handed over to whoever
+runs the replicas (`server.supervisor` under Ray, `server.edge` without).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from models.store import Store, StoreError, Version
+from server.config_problems import SettingsError
+from server.orders import Orders
+from server.settings import Settings
+from server.shaping.controller import ShapingController
+from server.shaping.policy import DialState
+from server.shaping.providers import make_ladder
+from server.shaping.tuning import Tunables, TuningWatcher, check_points, save
+
+log = structlog.get_logger(__name__)
+
+STORE_PERIOD_S = 2.0
+
+HandOver = Callable[[Orders], Awaitable[None]]
+
+
+def absolute(settings: Settings) -> Settings:
+    """The settings with absolute folders: replicas have another working directory."""
+    server = settings.server.model_copy(update={"run_dir": settings.server.run_dir.resolve()})
+    model = settings.model.model_copy(update={"store": settings.model.store.resolve()})
+    return settings.model_copy(update={"server": server, "model": model})
+
+
+class Conductor:
+    """Keeps the orders. `hand_over` makes replicas follow them; before `deployed` is set, orders are only kept."""
+
+    def __init__(self, settings: Settings, hand_over: HandOver, say: Callable[[str], None]) -> None:
+        """Open the model. Raises StoreError if there is none that is sound, SettingsError if it does not fit."""
+        self._settings = settings
+        self._hand_over = hand_over
+        self._store = Store(settings.model.store)
+        self._refused: set[tuple[str, int]] = set()
+        self._handing_over = asyncio.Lock()
+        self.deployed = False
+        version = self._open_model(say)
+        points = version.manifest.points
+        tunables = Tunables.of(settings)
+        check = check_points(point.name for point in points)
+        check(tunables)
+        self.orders = Orders(tunables, DialState.initial(points, tunables.shaping), version.name)
+        self._controller = ShapingController(
+            make_ladder(settings), points, tunables.shaping, settings.server.run_dir / "grid.json", self._push_dial
+        )
+        self._watcher = TuningWatcher(settings.tuning_path, tunables, check)
+
+    async def look(self) -> None:
+        """Write what can be tuned and look at the grid once, so that the replicas start with the right dial."""
+        save(self._settings.tuning_path, self.orders.tunables)
+        await self._controller.step()
+
+    async def run(self) -> None:
+        """Follow the grid, the tuning file and the store until cancelled."""
+        tasks = [
+            asyncio.create_task(self._controller.run()),
+            asyncio.create_task(self._watcher.watch(self._push_tunables)),
+            asyncio.create_task(self._watch_store()),
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _open_model(self, say: Callable[[str], None]) -> Version:
+        model = self._settings.model
+        if model.version is not None:
+            return self._store.open(model.family, model.version)
+        version, refused = self._store.open_newest_sound(model.family)
+        for message in refused:
+            log.error("version_refused", kept=version.name, why=message)
+            say(f"refused a corrupt version: {message}; serving {version.name} instead")
+        if refused:
+            self._refused.add(self._current())
+        return version
+
+    async def _push_dial(self, dial: DialState) -> None:
+        await self._push(dial=dial)
+
+    async def _push_tunables(self, tunables: Tunables) -> None:
+        await self._push(tunables=tunables)
+        self._controller.retune(tunables.shaping)
+
+    async def _push(self, **changes: Any) -> None:
+        """Hand over the orders in force with `changes`; one at a time, so that none undoes another."""
+        async with self._handing_over:
+            orders = replace(self.orders, **changes)
+            if self.deployed:
+                await self._hand_over(orders)
+            self.orders = orders
+
+    async def _watch_store(self) -> None:
+        """Follow the store's current version, unless the settings fix one."""
+        stamp = ("", 0)
+        while self._settings.model.version is None:
+            await asyncio.sleep(STORE_PERIOD_S)
+            try:
+                stamp = self._current()
+                if stamp[0] != self.orders.version and stamp not in self._refused:
+                    await self._take(stamp[0])
+            except (StoreError, SettingsError) as error:
+                self._refused.add(stamp)
+                log.error("version_refused", version=stamp[0], kept=self.orders.version, why=str(error))
+            except Exception:
+                log.exception("version_not_pushed")
+
+    async def _take(self, name: str) -> None:
+        version = await asyncio.to_thread(self._store.open, self._settings.model.family, name)
+        points, tunables = version.manifest.points, self.orders.tunables
+        check_points(point.name for point in points)(tunables)
+        dial = replace(DialState.initial(points, tunables.shaping), version=self.orders.dial.version + 1)
+        await self._push(version=name, dial=dial)
+        self._controller.serve_points(points)
+        log.info("version_pushed", version=name)
+
+    def _current(self) -> tuple[str, int]:
+        """The current version, and when it was made current: published again, a refused one is tried again."""
+        family = self._settings.model.family
+        name = self._store.current(family)
+        return name, (self._store.root / family / "current").stat().st_mtime_ns

@@ -1,0 +1,106 @@
+"""`jouleserve up --edge`: engine, app, node metrics and conductor in this one process, without Ray.
+
+For one small machine or a low rate, where Ray's idle draw would rule. The parts are the same as under Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from energy.coefficients import CoefficientError
+from energy.domains import SourceUnavailable
+from server.api.fast_http import FastHttp
+from server.conductor import Conductor, absolute
+from server.node.child import node_settings
+from server.node.service import AlreadyRunning, NodeService
+from server.replica import Replica
+from server.settings import Settings
+from server.start_error import StartError
+from server.supervisor import Say, check_ports, run_until, take_signals
+
+START_TIMEOUT_S = 10.0
+
+
+class Edge:
+    """The whole server in one event loop."""
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        """Raises StoreError, SettingsError or StartError if it could not serve; nothing is started then."""
+        self._settings = absolute(settings)
+        self._say = say
+        self._stopping = asyncio.Event()
+        self._conductor = Conductor(self._settings, self._hand_over, say)
+        check_ports(self._settings)
+        self._replica = Replica(self._settings)
+
+    async def run(self) -> None:
+        """Start, serve until SIGINT or SIGTERM, answer what was accepted, stop."""
+        server = self._settings.server
+        server.run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            node = NodeService(node_settings(self._settings))
+        except (AlreadyRunning, SourceUnavailable, CoefficientError) as error:
+            raise StartError(str(error)) from error
+        metering = asyncio.create_task(node.run())
+        try:
+            await self._conductor.look()
+            await self._replica.obey(self._conductor.orders)
+            self._conductor.deployed = True
+            http = self._http_server()
+            serving = asyncio.create_task(http.serve())
+            await _wait_started(http, serving)
+            take_signals(self._stopping.set)  # uvicorn has taken them for itself at its start
+            self._say(f"energy and metrics: http://{server.host}:{server.metrics_port}/metrics")
+            self._say(f"answering: http://{server.host}:{server.port}/predict (edge: one process, no Ray)")
+            await run_until(self._stopping, self._conductor.run())
+            self._say("stopping: answering what was accepted")
+            http.should_exit = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(serving, server.drain_timeout_s)
+        finally:
+            await self._replica.stop()
+            node.stopping.set()
+            await metering
+            self._say("stopped")
+
+    async def _hand_over(self, orders: Any) -> None:
+        await self._replica.obey(orders)
+
+    def _http_server(self) -> uvicorn.Server:
+        server = self._settings.server
+        config = uvicorn.Config(
+            self._replica.app,  # type: ignore[arg-type]
+            host=server.host,
+            port=server.port,
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            proxy_headers=False,
+        )
+        config.load()
+        config.http_protocol_class = partial(FastHttp, self._replica.replies, config.http_protocol_class)  # type: ignore[assignment, arg-type]
+        return uvicorn.Server(config)
+
+
+async def _wait_started(http: uvicorn.Server, serving: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while not http.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+    if serving.done():
+        serving.result()
+        raise StartError("the HTTP server ended as soon as it started; see the lines above")
+
+
+def run_edge(settings: Settings, say: Say) -> None:
+    """Run until stopped."""
+
+    async def run() -> None:
+        await Edge(settings, say).run()
+
+    uvloop.run(run())
