@@ -110,7 +110,7 @@ class QuantizeSpec(_Strict):
     max_fp32_matmuls: int = Field(default=6, ge=0)
     """At most so many sensitive matrix products stay in fp32."""
     embeddings: bool = True
-    """Quantize the embedding tables too: a quarter of the size, no saving in time."""
+    """Quantize large embedding tables too: a quarter of the size, no saving in time."""
 
 
 class MeasureSpec(_Strict):

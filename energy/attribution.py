@@ -28,7 +28,9 @@ NO_CPU_TIME = "no_cpu_time"
 """Energy above idling in a window in which no CPU time was seen."""
 UNCLAIMED_DEVICE = "unclaimed_device"
 """A device that no request claims, above its idling."""
-REASONS = (OTHER_PROCESSES, LATE_RECORD, NO_CPU_TIME, UNCLAIMED_DEVICE)
+LOST_AT_RESTART = "lost_at_restart"
+"""A window that was open when the metering process was killed: its records are lost, its joules are not."""
+REASONS = (OTHER_PROCESSES, LATE_RECORD, NO_CPU_TIME, UNCLAIMED_DEVICE, LOST_AT_RESTART)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,20 @@
 """The cumulative totals: what was metered, and whom the settled part of it was owed by. Pure: no clock, no I/O.
 
-Energies are integer microjoules and only grow. What the meters counted (`metered_uj`) and what windows settled are
-kept apart, so that conservation can be checked between two separate sums. A ledger turns into JSON and back without
-loss; whoever owns it persists that atomically.
+Energies are integer microjoules and only grow. What the meters' counters advanced by (`metered_uj`) comes from the
+counters themselves and what windows settled comes from the differences that were handed on, so conservation compares
+two figures that were made apart: a difference that is dropped or booked twice on its way shows. A ledger turns into
+JSON and back without loss; whoever owns it persists that atomically.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from energy.attribution import Attribution
+from energy.attribution import LOST_AT_RESTART, Attribution
 from energy.domains import MICROJOULES_PER_JOULE, Domain
-from energy.meter import Delta
 
 VERSION = 1
 OVERHEAD = "overhead"
@@ -113,10 +113,15 @@ class Ledger:
     request_energy: dict[tuple[str, str], EnergyHistogram] = field(default_factory=dict)
     """By model and variant."""
 
-    def meter(self, deltas: Iterable[Delta]) -> None:
-        """Add what the meters counted in a tick."""
-        for delta in deltas:
-            _add(self.metered_uj, delta.domain, delta.energy_uj)
+    def meter(self, advance_uj: Mapping[Domain, int]) -> None:
+        """Add what the counters advanced by (`energy.meter.Meter.total_uj`, as a difference)."""
+        for domain, amount_uj in advance_uj.items():
+            _add(self.metered_uj, domain, amount_uj)
+
+    def lose(self, amount_uj: int) -> None:
+        """Book metered energy of a window that can never be settled: nobody's, but not gone."""
+        if amount_uj:
+            _add(self.other_uj, LOST_AT_RESTART, amount_uj)
 
     def settle(self, attribution: Attribution[Account], grams_per_kwh: float | None) -> None:
         """Add a settled window; `grams_per_kwh` is the grid's intensity in it, cooling included, or None."""

@@ -6,13 +6,16 @@ without wrapping and a difference beyond maximum power re-baseline and are repor
 that cannot be read is missing for that tick, and what it counted meanwhile arrives with its next reading.
 Missing is absent, never 0.
 
+Totals are not sums of those differences: they are read off the counters themselves, last reading minus first with
+whole ranges for wraps. So whoever books the differences can be checked against the totals.
+
 `measure_process` (see `energy.span`) is the same for one process over one piece of work.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain, EnergySource, Reading
@@ -59,6 +62,31 @@ class Tick:
 
     deltas: tuple[Delta, ...]
     missing: tuple[Missing, ...]
+    total_uj: Mapping[Domain, int]
+    """`Meter.total_uj` at that reading: not made of `deltas`, so that it can check who books them."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """A counter's readings, one after the other without a break, and its advance in the runs before."""
+
+    first_uj: int
+    last_uj: int
+    wraps: int = 0
+    earlier_uj: int = 0
+    counted: bool = False
+    """True once a reading after the baseline was accepted."""
+
+    def follow(self, counter_uj: int) -> None:
+        self.wraps += counter_uj < self.last_uj
+        self.last_uj, self.counted = counter_uj, True
+
+    def start_over(self, counter_uj: int, range_uj: int) -> None:
+        self.earlier_uj = self.advance_uj(range_uj)
+        self.first_uj, self.last_uj, self.wraps = counter_uj, counter_uj, 0
+
+    def advance_uj(self, range_uj: int) -> int:
+        return self.earlier_uj + self.wraps * range_uj + self.last_uj - self.first_uj
 
 
 class Meter:
@@ -68,16 +96,28 @@ class Meter:
         """Nothing is read yet; the first `tick` is the baseline."""
         self._sources = tuple(sources)
         self._last: dict[Domain, Reading] = {}
+        self._runs: dict[Domain, _Run] = {}
         self._broken: set[str] = set()
-        self.total_uj: dict[Domain, int] = {}
-        """Energy counted since the baseline, for every domain that ever gave a difference."""
         self.missing_ticks: dict[tuple[Domain, str], int] = {}
         """How often a domain gave no figure, by reason."""
+        self.unmetered_uj: dict[tuple[Domain, str], int] = {}
+        """What counters showed and nobody can vouch for, by reason (gap, reset, implausible); in no total.
+
+        After a gap whole ranges may be missing from it, and after a reset what was drawn before the reset.
+        """
 
     @property
     def sources(self) -> tuple[EnergySource, ...]:
         """The sources that are read, in their order."""
         return self._sources
+
+    @property
+    def total_uj(self) -> dict[Domain, int]:
+        """How far each counter advanced since its baseline, for every domain that ever gave a difference.
+
+        Read off the counters: last minus first reading, whole ranges for wraps, without what is in `unmetered_uj`.
+        """
+        return {domain: run.advance_uj(domain.wraps_at_uj or 0) for domain, run in self._runs.items() if run.counted}
 
     def tick(self) -> Tick:
         """Read every source once. A source that raises is reported as missing and read again next time."""
@@ -93,12 +133,10 @@ class Meter:
                 elif outcome is not None:
                     missing.append(outcome)
             missing += [Missing(domain, "unreadable") for domain in source.domains() if domain not in seen]
-        for delta in deltas:
-            self.total_uj[delta.domain] = self.total_uj.get(delta.domain, 0) + delta.energy_uj
         for entry in missing:
             key = (entry.domain, entry.reason)
             self.missing_ticks[key] = self.missing_ticks.get(key, 0) + 1
-        return Tick(tuple(deltas), tuple(missing))
+        return Tick(tuple(deltas), tuple(missing), self.total_uj)
 
     def _read(self, source: EnergySource) -> list[Reading]:
         try:
@@ -116,24 +154,46 @@ class Meter:
         """The difference to the domain's previous reading; None for a baseline."""
         domain = reading.domain
         previous = self._last.get(domain)
-        self._last[domain] = reading
         if previous is None:
+            self._last[domain] = reading
+            self._runs[domain] = _Run(reading.energy_uj, reading.energy_uj)
             return None
-        duration_ns = reading.time_ns - previous.time_ns
-        energy_uj = reading.energy_uj - previous.energy_uj
-        if duration_ns <= 0:
+        if reading.time_ns <= previous.time_ns:
             # Read twice within one step of the clock: wait for the next reading.
-            self._last[domain] = previous
             return None
-        if _too_long(domain, duration_ns):
-            return Missing(domain, "gap")
-        if energy_uj < 0:
-            if domain.wraps_at_uj is None:
-                return Missing(domain, "reset")
-            energy_uj += domain.wraps_at_uj
-        if energy_uj < 0 or energy_uj > _ceiling_uj(domain, duration_ns):
-            return Missing(domain, "implausible")
-        return Delta(domain, energy_uj, duration_ns, _idle_uj(previous, reading, energy_uj))
+        self._last[domain] = reading
+        outcome = _judge(previous, reading)
+        if isinstance(outcome, Delta):
+            self._runs[domain].follow(reading.energy_uj)
+        else:
+            self._runs[domain].start_over(reading.energy_uj, domain.wraps_at_uj or 0)
+            key = (domain, outcome.reason)
+            self.unmetered_uj[key] = self.unmetered_uj.get(key, 0) + _shown_uj(previous, reading)
+        return outcome
+
+
+def _judge(previous: Reading, reading: Reading) -> Delta | Missing:
+    domain = reading.domain
+    duration_ns = reading.time_ns - previous.time_ns
+    energy_uj = reading.energy_uj - previous.energy_uj
+    if _too_long(domain, duration_ns):
+        return Missing(domain, "gap")
+    if energy_uj < 0:
+        if domain.wraps_at_uj is None:
+            return Missing(domain, "reset")
+        energy_uj += domain.wraps_at_uj
+    if energy_uj < 0 or energy_uj > _ceiling_uj(domain, duration_ns):
+        return Missing(domain, "implausible")
+    return Delta(domain, energy_uj, duration_ns, _idle_uj(previous, reading, energy_uj))
+
+
+def _shown_uj(previous: Reading, reading: Reading) -> int:
+    """What a counter shows for a difference that is not believed: the least it can have counted."""
+    energy_uj = reading.energy_uj - previous.energy_uj
+    if energy_uj < 0:
+        range_uj = reading.domain.wraps_at_uj
+        energy_uj = reading.energy_uj if range_uj is None else energy_uj + range_uj
+    return max(energy_uj, 0)
 
 
 def _too_long(domain: Domain, duration_ns: int) -> bool:

@@ -139,6 +139,21 @@ def show(result: dict[str, Any]) -> None:
         console.print(f"  {name:<32} {cpu:.2f}", highlight=False)
 
 
+TARGETS = {"x floor at 64 clients": 1.40, "idle CPU-seconds a minute": 5.0}
+
+
+def judge(result: dict[str, Any]) -> bool:
+    """Print what was aimed at beside what was reached; True if all of it was."""
+    reached = {"idle CPU-seconds a minute": result["idle"]["cpu_seconds_per_minute"]}
+    ratios = [one["64"]["cpu_seconds_per_1k"] / one["floor"] for one in result["rounds"] if "64" in one]
+    if ratios:
+        reached["x floor at 64 clients"] = statistics.median(ratios)
+    for name, figure in reached.items():
+        verdict = "met" if figure <= TARGETS[name] else "MISSED"
+        console.print(f"{name}: {figure:.2f}, at most {TARGETS[name]:g} wanted: {verdict}")
+    return all(figure <= TARGETS[name] for name, figure in reached.items())
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -161,7 +176,9 @@ def main() -> None:
     out = options.folder / "bench.json"
     write_atomic(out, json.dumps(result, indent=1, default=str).encode())
     show(result)
+    met = judge(result)
     console.print(f"all figures: {out}")
+    raise SystemExit(0 if met else 1)
 
 
 if __name__ == "__main__":

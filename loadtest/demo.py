@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from loadtest.client import Reply, Run, closed_loop
 from loadtest.demo_family import compile_demo_family
-from loadtest.demo_tables import Reading, point_table, read_metrics, summary_lines
+from loadtest.demo_tables import Reading, conservation_line, point_table, read_metrics, summary_lines
 from loadtest.served import Served, serve
 from loadtest.texts import classes, popular, read_questions
 
@@ -93,6 +93,7 @@ def demonstrate(options: argparse.Namespace) -> None:
         metrics_port=options.metrics_port,
     ) as served:
         before = settled(served)
+        mark = httpx.get(f"{served.metrics_url}/conservation", timeout=10).json()["mark"]
         console.print(f"sending load for {options.seconds:g} s while a recorded-shape grid day is replayed")
         run = send_day(served, questions, options.seconds, options.clients)
         after = settled(served)
@@ -101,13 +102,8 @@ def demonstrate(options: argparse.Namespace) -> None:
         console.print(point_table(run, before, after))
         for line in summary_lines(run, before, after):
             console.print(line)
-        conservation = httpx.get(f"{served.metrics_url}/conservation", timeout=10).json()
-        console.print(
-            f"conservation: {conservation['measured_joules']:.1f} J measured = "
-            f"{conservation['attributed_joules']:.1f} requests + {conservation['idle_joules']:.1f} idle + "
-            f"{conservation['overhead_joules']:.1f} overhead + {conservation['other_joules']:.1f} other; "
-            f"error {conservation['error_ratio']:.4%}"
-        )
+        books = httpx.get(f"{served.metrics_url}/conservation", params={"since": mark}, timeout=10).json()
+        console.print(conservation_line(books))
         console.print("\nthe server stays up; try:")
         console.print(
             f"  curl -i {served.url}/predict -H 'content-type: application/json' "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -97,6 +98,16 @@ def summary_lines(run: Run, before: Reading, after: Reading) -> list[str]:
         if saved:
             lines.append(f"saved by {words}: {saved:.1f} J ({saved / (saved + spent):.0%} of what it would have been)")
     return lines
+
+
+def conservation_line(books: dict[str, Any]) -> str:
+    """The energy books of the demo run in one line."""
+    return (
+        f"conservation over the run: {books['measured_joules']:.1f} J measured = "
+        f"{books['attributed_joules']:.1f} requests + {books['idle_joules']:.1f} idle + "
+        f"{books['overhead_joules']:.1f} overhead + {books['other_joules']:.1f} other; "
+        f"error {books['error_ratio']:.4%}"
+    )
 
 
 def _reasons(run: Run) -> Counter[str]:

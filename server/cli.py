@@ -99,8 +99,9 @@ def tune(
     settings = _settings(config, assign).settings
     path = settings.tuning_path
     if changes:
-        manifest = Store(settings.model.store).open(settings.model.family).manifest
-        check = tuning.check_points(point.name for point in manifest.points)
+        model = settings.model
+        version, _ = Store(model.store).open_newest_sound(model.family, model.version)
+        check = tuning.check_points(point.name for point in version.manifest.points)
         taken = tuning.tune(path, assignments_of(changes), check)
         console.print(f"taken as version {taken.version}: {path}; replicas follow within about two seconds")
     else:
@@ -108,12 +109,18 @@ def tune(
 
 
 @app.command()
-def conserve(config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
+def conserve(
+    since: Annotated[
+        str | None, typer.Option(help="A mark that an earlier call printed: only what came after.")
+    ] = None,
+    config: ConfigOption = None,
+    assign: SetOption = [],  # noqa: B006
+) -> None:
     """Show that attributed + idle + overhead + other joules are what the meter counted."""
     from server.ledger_view import print_conservation
 
     server = _settings(config, assign).settings.server
-    raise typer.Exit(print_conservation(console, f"http://{server.host}:{server.metrics_port}"))
+    raise typer.Exit(print_conservation(console, f"http://{server.host}:{server.metrics_port}", since))
 
 
 @models_app.command("list")

@@ -48,15 +48,14 @@ class Conductor:
         self._handing_over = asyncio.Lock()
         self.deployed = False
         version = self._open_model(say)
-        points = version.manifest.points
+        self._points = points = version.manifest.points
         tunables = Tunables.of(settings)
-        check = check_points(point.name for point in points)
-        check(tunables)
+        self._check(tunables)
         self.orders = Orders(tunables, DialState.initial(points, tunables.shaping), version.name)
         self._controller = ShapingController(
             make_ladder(settings), points, tunables.shaping, settings.server.run_dir / "grid.json", self._push_dial
         )
-        self._watcher = TuningWatcher(settings.tuning_path, tunables, check)
+        self._watcher = TuningWatcher(settings.tuning_path, tunables, self._check)
 
     async def look(self) -> None:
         """Write what can be tuned and look at the grid once, so that the replicas start with the right dial."""
@@ -88,6 +87,10 @@ class Conductor:
         if refused:
             self._refused.add(self._current())
         return version
+
+    def _check(self, tunables: Tunables) -> None:
+        """Raise SettingsError if the settings name a point that the version in force does not have."""
+        check_points(point.name for point in self._points)(tunables)
 
     async def _push_dial(self, dial: DialState) -> None:
         await self._push(dial=dial)
@@ -121,11 +124,10 @@ class Conductor:
 
     async def _take(self, name: str) -> None:
         version = await asyncio.to_thread(self._store.open, self._settings.model.family, name)
-        points, tunables = version.manifest.points, self.orders.tunables
-        check_points(point.name for point in points)(tunables)
-        dial = replace(DialState.initial(points, tunables.shaping), version=self.orders.dial.version + 1)
-        await self._push(version=name, dial=dial)
-        self._controller.serve_points(points)
+        points = version.manifest.points
+        check_points(point.name for point in points)(self.orders.tunables)
+        self._points = points
+        await self._push(version=name, dial=self._controller.serve_points(points))
         log.info("version_pushed", version=name)
 
     def _current(self) -> tuple[str, int]:

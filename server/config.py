@@ -23,6 +23,8 @@ from server.settings import ENV_PREFIX, Settings
 __all__ = ["EffectiveValue", "LoadedSettings", "Settings", "SettingsError", "load", "nested"]
 
 DEFAULT_FILE = Path("jouleserve.yaml")
+# Variables with our prefix that belong to the compiler and the tests.
+OTHER_VARIABLES = {"JOULESERVE_STORE", "JOULESERVE_WORK", "JOULESERVE_TEST_DATA"}
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,15 @@ def _read_env() -> dict[str, Any]:
     strangers = [
         name
         for name in sorted(os.environ)
-        if name.upper().startswith(ENV_PREFIX) and "__" in name and _section_of(name) not in sections
+        if name.upper().startswith(ENV_PREFIX)
+        and name.upper() not in OTHER_VARIABLES
+        and ("__" not in name or _section_of(name) not in sections)
     ]
     if strangers:
         known = ", ".join(sorted(s.lower() for s in sections))
-        raise SettingsError([f"{n}: names no section of the settings; sections are {known}" for n in strangers])
+        raise SettingsError(
+            [f"{n}: names no setting; write {ENV_PREFIX}<SECTION>__<FIELD>, sections are {known}" for n in strangers]
+        )
     try:
         return dict(EnvSettingsSource(Settings)())
     except EnvironmentProblem as error:

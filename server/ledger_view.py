@@ -6,14 +6,18 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-ROWS = ("attributed", "idle", "overhead", "other")
+ROWS = ("attributed", "idle", "overhead", "other", "pending")
 TOLERATED_ERROR = 0.001
 
 
-def print_conservation(console: Console, metrics_url: str) -> int:
-    """Print measured joules beside their parts. Returns 0 if they agree within 0.1 %, 1 if not or unreachable."""
+def print_conservation(console: Console, metrics_url: str, since: str | None) -> int:
+    """Print measured joules beside their parts, since a mark that an earlier call printed, or since ever.
+
+    Returns 0 if they agree within 0.1 %, 1 if not or if nobody answers.
+    """
     try:
-        books = httpx.get(f"{metrics_url}/conservation", timeout=10).raise_for_status().json()
+        given = {} if since is None else {"since": since}
+        books = httpx.get(f"{metrics_url}/conservation", params=given, timeout=10).raise_for_status().json()
     except httpx.HTTPError as error:
         console.print(f"no books at {metrics_url} ({error}); is the server up? start it with `jouleserve up`")
         return 1
@@ -27,4 +31,5 @@ def print_conservation(console: Console, metrics_url: str) -> int:
     console.print(table)
     ratio = float(books["error_ratio"])
     console.print(f"conservation error {ratio:.4%} (tolerated {TOLERATED_ERROR:.1%})")
+    console.print(f"the books from here on: jouleserve conserve --since {books['mark']}", soft_wrap=True)
     return 0 if ratio <= TOLERATED_ERROR else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
+
 from server.conductor import Conductor, absolute
 from server.lean import InnerPorts, lean_environment, proxy_dir, write_haproxy_wrapper
 from server.node.child import NodeChild
@@ -21,6 +24,7 @@ from server.settings import Settings
 from server.start_error import StartError
 
 Say = Callable[[str], None]
+ANSWER_TIMEOUT_S = 30.0
 
 
 class Supervisor:
@@ -50,26 +54,40 @@ class Supervisor:
             # under which SIGTERM would end this process at once; ours take their place again.
             self._start_serve()
             take_signals(self._stopping.set)
+            await self._wait_answering()
             self._say(f"answering: http://{_address(self._settings, 'port')}/predict")
             await run_until(self._stopping, self._conductor.run(), self._node.keep_alive())
         finally:
             await self._stop()
 
     def _start_serve(self) -> None:
-        ports = InnerPorts.choose()
-        write_haproxy_wrapper(self._run_dir, ports)
-        os.environ.update(lean_environment(self._run_dir, ports))
-        # Ray reads its environment when it is imported.
-        from server.deployment import deploy, start_ray
-
         try:
+            ports = InnerPorts.choose()
+            write_haproxy_wrapper(self._run_dir, self._settings.server.host, ports)
+            os.environ.update(lean_environment(self._run_dir, ports))
+            os.environ.pop("RAY_ADDRESS", None)
+            # Ray reads its environment when it is imported.
+            from server.deployment import deploy, start_ray
+
             start_ray(self._settings, cpus=max(2, os.cpu_count() or 1))
             deploy(self._settings, self._conductor.orders, code_version=self._code_version)
-        except (RuntimeError, TimeoutError, OSError) as error:
+        except (RuntimeError, ValueError, TimeoutError, OSError) as error:
             raise StartError(
                 f"Ray Serve did not come up: {error}; its logs are in /tmp/ray/session_latest/logs/serve"
             ) from error
         self._conductor.deployed = True
+
+    async def _wait_answering(self) -> None:
+        """HAProxy learns of a replica a moment after Serve calls it running."""
+        url = f"http://{_address(self._settings, 'port')}/health"
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        async with httpx.AsyncClient(timeout=2.0) as client:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await client.get(url)).status_code == 200:
+                        return
+                await asyncio.sleep(0.2)
+        raise StartError(f"{url} does not answer; Ray Serve's logs are in /tmp/ray/session_latest/logs/serve")
 
     async def _hand_over(self, orders: Orders) -> None:
         from server.deployment import deploy
@@ -96,7 +114,7 @@ def take_signals(stop: Callable[[], Any]) -> None:
 
 async def run_until(stopping: asyncio.Event, *jobs: Any) -> None:
     """Run the jobs, which never end by themselves, until `stopping` is set. Raises what one of them raises."""
-    tasks = [asyncio.create_task(job) for job in jobs]
+    tasks = [asyncio.ensure_future(job) for job in jobs]
     waiting = asyncio.create_task(stopping.wait())
     try:
         done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)

@@ -101,9 +101,7 @@ class Usage:
         self._observe("infer", infer_ns)
 
     def count(self, name: str, amount: int = 1) -> None:
-        """Add to one of `wire.COUNTERS`, for example `cache_hits`, or `serving_cpu_ns` (owed by no
-        request).
-        """
+        """Add to one of `wire.COUNTERS`, for example `cache_hits`."""
         if amount < 0:
             raise ValueError(f"{name}: {amount}; counters only grow")
         self._counters[name] += amount
@@ -155,17 +153,18 @@ class Usage:
 
 
 class NodeLink:
-    """Answers the node process over the run folder's datagram sockets.
+    """Answers the node process over datagram sockets (see `wire.socket_dir`).
 
     `joules_per_cpu_second`, `grams_per_kwh` and `sources` are what the node said last, and None (or empty)
     while it is absent or silent for more than 5 s.
     """
 
     def __init__(self, run_dir: Path, usage: Usage) -> None:
-        """Nothing is opened before `start`. Raises ValueError if `run_dir` is too long for a socket's
-        path.
+        """Nothing is opened before `start`. Raises ValueError if neither `run_dir` nor the temporary folder has room
+        for a socket's path.
         """
         self._usage = usage
+        self._run_dir = run_dir
         self._node_path = wire.socket_path(run_dir)
         self._own_path = wire.socket_path(run_dir, f"r-{usage.instance[:12]}.sock")
         self._socket: socket.socket | None = None
@@ -214,6 +213,7 @@ class NodeLink:
         own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.MAX_DATAGRAM_BYTES)
+            wire.own_socket_dir(self._run_dir)
             own.bind(self._own_path)
         except OSError as error:
             level = logging.DEBUG if self._warned else logging.WARNING
@@ -231,6 +231,7 @@ class NodeLink:
             self._socket = None
             with contextlib.suppress(OSError):
                 os.unlink(self._own_path)
+            wire.drop_socket_dir(self._run_dir)
 
     def _forget(self) -> None:
         self.joules_per_cpu_second = self.grams_per_kwh = None

@@ -4,8 +4,9 @@ Each sentence is a core (a template of its intent, filled), maybe inside a frame
 is *not* meant, with an opener, a closer and typing noise. Word counts alone do not solve it: neighbouring intents
 share their words, and frames bring in the words of a wrong intent.
 
-Splits: the last two templates of every intent and the last two frames never occur in training or validation. Half
-of the test sentences are made of those; the other half are new fillings of templates that training has seen.
+Splits: training never sees the last two templates of an intent, nor the last two frames of each kind. One in ten
+validation and test sentences is made of those (validation of the first of the two alone); the others are new fillings
+of templates that training has seen.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from dataclasses import dataclass
 
 from compile.data.support_grammar import CLOSERS, INTENTS, OPENERS, SENTENCE_FRAMES, SLOTS, TOPIC_FRAMES
 
-HELD_OUT_TEMPLATES = 2
-HELD_OUT_FRAMES = 2
+HELD_OUT = 2
+"""So many templates of each intent, and frames of each kind, are kept from training."""
 UNSEEN_EVERY = 10
+_SEEN = slice(None, -HELD_OUT)
+# What a split's unseen sentences are made of.
+_UNSEEN = {"train": _SEEN, "validation": slice(-HELD_OUT, -HELD_OUT + 1), "test": slice(-HELD_OUT, None)}
 _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
 _SLOT = re.compile(r"<([a-z]+)(\d?)>")
 _SHORTHAND = {"please": "pls", "you": "u", "thanks": "thx", "because": "cuz", "and": "&", "are": "r"}
@@ -31,9 +35,9 @@ class SupportSettings:
     """Size and difficulty of the set; every rate is a probability per sentence."""
 
     seed: int = 7
-    train_rows: int = 2240
-    validation_rows: int = 560
-    test_rows: int = 1232
+    train_rows: int = 2520
+    validation_rows: int = 420
+    test_rows: int = 1064
     frame_rate: float = 0.45
     opener_rate: float = 0.2
     closer_rate: float = 0.2
@@ -62,9 +66,9 @@ def _split(split: str, rows: int, settings: SupportSettings, seen: set[str]) -> 
     made: list[tuple[str, int]] = []
     while len(made) < rows:
         label = len(made) % len(names)
-        held_out = split == "test" and (len(made) // len(names)) % UNSEEN_EVERY == 0
+        unseen = _UNSEEN[split] if (len(made) // len(names)) % UNSEEN_EVERY == 0 else _SEEN
         for _ in range(200):
-            text = _sentence(rng, names[label], held_out, settings)
+            text = _sentence(rng, names[label], unseen, settings)
             if text not in seen:
                 break
         else:
@@ -75,13 +79,12 @@ def _split(split: str, rows: int, settings: SupportSettings, seen: set[str]) -> 
     return made
 
 
-def _sentence(rng: random.Random, intent: str, held_out: bool, settings: SupportSettings) -> str:
-    templates = INTENTS[intent][1]
-    pool = templates[-HELD_OUT_TEMPLATES:] if held_out else templates[:-HELD_OUT_TEMPLATES]
-    text = _fill(rng, rng.choice(pool))
+def _sentence(rng: random.Random, intent: str, part: slice, settings: SupportSettings) -> str:
+    """A sentence of an intent; `part` says which of its templates, and which frames, may be used."""
+    text = _fill(rng, rng.choice(INTENTS[intent][1][part]))
     if rng.random() < settings.frame_rate:
         other = rng.choice([name for name in INTENTS if name != intent])
-        text = _framed(rng, text, other, held_out)
+        text = _framed(rng, text, other, part)
     if rng.random() < settings.opener_rate:
         text = f"{rng.choice(OPENERS)} {text}"
     if rng.random() < settings.closer_rate:
@@ -89,14 +92,13 @@ def _sentence(rng: random.Random, intent: str, held_out: bool, settings: Support
     return _noise(rng, text, settings.typo_rate)
 
 
-def _framed(rng: random.Random, core: str, other: str, held_out: bool) -> str:
+def _framed(rng: random.Random, core: str, other: str, part: slice) -> str:
     """Put `core` into a frame that mentions the intent `other`, by its topic or by a whole sentence."""
     topics, templates = INTENTS[other]
     whole = rng.random() < 0.5
     frames = SENTENCE_FRAMES if whole else TOPIC_FRAMES
-    frames = frames[-HELD_OUT_FRAMES:] if held_out else frames[:-HELD_OUT_FRAMES]
-    mention = _fill(rng, rng.choice(templates[:-HELD_OUT_TEMPLATES])) if whole else rng.choice(topics)
-    return rng.choice(frames).format(other=mention, core=core)
+    mention = _fill(rng, rng.choice(templates[_SEEN])) if whole else rng.choice(topics)
+    return rng.choice(frames[part]).format(other=mention, core=core)
 
 
 def _fill(rng: random.Random, template: str) -> str:

@@ -12,11 +12,9 @@ import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from compile.graph.embeddings import quantize_tables
 from compile.graph.smoothing import activations, matmuls, rounding_error
 from compile.text import Encoded
-
-# The first rows of an activation matrix are enough to estimate an error ratio.
-_SAMPLED_ROWS = 256
 
 
 def quantize_int8(
@@ -24,18 +22,21 @@ def quantize_int8(
 ) -> list[str]:
     """Write `source` with int8 weights (per channel, symmetric) and dynamically quantized activations.
 
-    `keep_fp32` names nodes left alone. `reduce_range` (7-bit weights) is for CPUs whose 8-bit dot products saturate.
+    `keep_fp32` names nodes left alone; `embeddings` says whether large tables become int8 (see `graph.embeddings`).
+    `reduce_range` (7-bit weights) is for CPUs whose 8-bit dot products saturate.
     Returns the names of the matrix products that were quantized.
     """
     model = onnx.load(str(source))
     # Shapes that the exporter recorded go stale as nodes are replaced, and the quantizer trusts them.
     del model.graph.value_info[:]
     named = [node.name for node in matmuls(model) if node.name not in keep_fp32]
+    if embeddings:
+        quantize_tables(model)
     with _quiet():
         quantize_dynamic(
             model,
             str(target),
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"] if embeddings else ["MatMul", "Gemm"],
+            op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
@@ -69,7 +70,7 @@ def by_sensitivity(source: Path, encoded: Encoded, rows: Sequence[int], pad: int
     ranked = []
     for node in nodes:
         weight = weights[node.input[1]].T if _transposed(node) else weights[node.input[1]]
-        ranked.append((node.name, rounding_error(made[node.input[0]][:_SAMPLED_ROWS], [weight])))
+        ranked.append((node.name, rounding_error(made[node.input[0]], [weight])))
     return sorted(ranked, key=lambda item: (-item[1], item[0]))
 
 

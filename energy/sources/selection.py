@@ -50,8 +50,9 @@ def select_sources(
     """Open the best sources: for the processors RAPL, else the estimate; for GPUs NVML where it is there.
 
     `preference` is one of PREFERENCES: `auto` falls back with a warning; `rapl` and `nvml` raise
-    SourceUnavailable where that source is missing; `estimated` does not look for RAPL. `cpu_family` names the row
-    of the estimate's coefficients instead of detecting it. Raises ValueError for an unknown name.
+    SourceUnavailable where that source is missing; `estimated` is the estimate alone, on any machine the same:
+    counters of processors and GPUs are not looked for. `cpu_family` names the row of the estimate's coefficients
+    instead of detecting it. Raises ValueError for an unknown name.
     """
     if preference not in PREFERENCES:
         raise ValueError(f"energy source {preference!r}; give one of {', '.join(PREFERENCES)}")
@@ -67,13 +68,14 @@ def select_sources(
             warnings.append(f"energy is estimated from CPU time (about +-50 %), not measured: {error}")
     if not sources:
         sources.append(EstimatedSource(clock, proc_root=proc_root, cpu_family=cpu_family))
-    try:
-        sources.append(NvmlSource() if load_nvml is None else NvmlSource(load=load_nvml))
-    except SourceUnavailable as error:
-        if preference == "nvml":
-            raise
-        # A machine without an NVIDIA GPU is the common case and deserves no warning.
-        log.debug("%s: not there: %s", nvml.NAME, error)
+    if preference != "estimated":
+        try:
+            sources.append(NvmlSource() if load_nvml is None else NvmlSource(load=load_nvml))
+        except SourceUnavailable as error:
+            if preference == "nvml":
+                raise
+            # A machine without an NVIDIA GPU is the common case and deserves no warning.
+            log.debug("%s: not there: %s", nvml.NAME, error)
     for warning in warnings:
         log.warning(warning)
     return Selection(tuple(sources), clock, tuple(warnings))

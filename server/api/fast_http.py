@@ -2,8 +2,9 @@
 
 uvicorn builds a scope, a cycle and messages for each request, which costs more than parsing it. This protocol parses
 with the same C parser (httptools), hands the body to `Replies`, and writes head and body in one go. A connection whose
-next request is anything else is handed over, bytes and all, to uvicorn's own protocol, which keeps it. It registers
-with uvicorn's server, whose shutdown waits for its requests too.
+next request is anything else is handed over, bytes and all, to uvicorn's own protocol, which answers and closes it: a
+pool of connections must not turn slow one by one. It registers with uvicorn's server, whose shutdown waits for its
+requests too.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 import httptools
+import structlog
 
-from server.api.errors import BodyTooLarge, MalformedRequest
+from server.api.errors import BodyTooLarge, MalformedRequest, error_body
 from server.api.http import Headers, Reply
+
+log = structlog.get_logger(__name__)
 
 PREFIX = b"POST /predict HTTP/1."
 MAX_PIPELINED = 16
 MAX_HEAD_BYTES = 65_536
+MAX_LINE_BYTES = 8192
+READ_TIMEOUT_S = 30.0
+INTERNAL_ERROR = Reply(500, error_body("internal error; the server's log has it", "Backend"))
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -38,9 +45,10 @@ class Answers(Protocol):
 
 
 class _Request:
-    __slots__ = ("body", "complete_head", "expects_continue", "keep_alive", "quality", "size", "too_large")
+    __slots__ = ("begun", "body", "complete_head", "expects_continue", "keep_alive", "quality", "size", "too_large")
 
-    def __init__(self) -> None:
+    def __init__(self, begun: float) -> None:
+        self.begun = begun
         self.body: list[bytes] = []
         self.size = 0
         self.quality: bytes | None = None
@@ -67,7 +75,8 @@ class FastHttp(asyncio.Protocol):
         self._waiting: deque[_Request] = deque()
         self._busy = False
         self._gone = False
-        self._closing = False
+        self._draining = False  # answer what was asked, then close
+        self._refused = False  # read nothing more: what follows cannot be told apart, or is not for this lane
         self._head = b""
         self._head_bytes = 0
         self._last_active = 0.0
@@ -89,9 +98,11 @@ class FastHttp(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_active = self._loop.time()
+        if self._refused:
+            return
         if self._reading is None:
             data = self._head + data
-            if len(data) < len(PREFIX) and PREFIX.startswith(data):
+            if b"\r\n" not in data and len(data) < MAX_LINE_BYTES:
                 self._head = data
                 return
             self._head = b""
@@ -100,6 +111,8 @@ class FastHttp(asyncio.Protocol):
                 return
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # refused when its head was complete
         except httptools.HttpParserError as error:
             self._refuse(MalformedRequest(f"not HTTP/1.1 ({error})"))
         if self._reading is not None and not self._reading.complete_head:
@@ -110,31 +123,37 @@ class FastHttp(asyncio.Protocol):
     def eof_received(self) -> bool | None:
         return None
 
+    def pause_writing(self) -> None:
+        self._transport.pause_reading()  # who does not read its replies gets to ask no more
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
     # uvicorn's server
 
     def shutdown(self) -> None:
         """End after what was asked is answered."""
-        self._closing = True
+        self._draining = True
         if not self._busy and self._reading is None:
             self._transport.close()
 
     # httptools' parser
 
     def on_message_begin(self) -> None:
-        self._reading = _Request()
+        self._reading = _Request(self._loop.time())
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         if url != b"/predict":
             # Another route right behind a request for this one: unanswered, its client asks again elsewhere.
-            self._closing = True
+            self._refused = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         request = self._reading
         assert request is not None
         name = name.lower()
         if name == b"x-quality":
-            request.quality = value
+            request.quality = value if request.quality is None else request.quality
         elif name == b"content-length":
             request.too_large = value.isdigit() and int(value) > self._answers.max_body_bytes
         elif name == b"expect":
@@ -145,7 +164,11 @@ class FastHttp(asyncio.Protocol):
         assert request is not None
         request.complete_head = True
         request.keep_alive = self._parser.should_keep_alive()
-        if request.too_large:
+        if self._parser.get_method() != b"POST":
+            self._refused = True
+        elif self._parser.should_upgrade():
+            self._refuse(MalformedRequest("upgrade: not served here; send a plain HTTP/1.1 request"))
+        elif request.too_large:
             self._refuse(BodyTooLarge(f"body: more than {self._answers.max_body_bytes} bytes"))
         elif request.expects_continue:
             self._transport.write(CONTINUE)
@@ -163,7 +186,8 @@ class FastHttp(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         request, self._reading = self._reading, None
-        if request is None or request.too_large or self._closing:
+        if request is None or request.too_large or self._refused:
+            self._refused = True
             if not self._busy:
                 self._transport.close()
             return
@@ -185,21 +209,26 @@ class FastHttp(asyncio.Protocol):
 
     async def _answer(self, request: _Request) -> None:
         body = request.body[0] if len(request.body) == 1 else b"".join(request.body)
+        reply: Reply | None
         try:
             reply = await self._answers.predict(body, request.quality, self._is_gone)
-        except BaseException:
+        except asyncio.CancelledError:
             self._transport.abort()
             raise
+        except Exception:
+            log.exception("a request failed unexpectedly")
+            reply = INTERNAL_ERROR
         if reply is None or self._gone:
             self._transport.abort()
             return
-        last = self._closing or not request.keep_alive
+        pending = bool(self._waiting)
+        last = not request.keep_alive or ((self._draining or self._refused) and not pending)
         self._transport.write(self._render(reply, last))
         self._busy = False
         self._last_active = self._loop.time()
         if last:
             self._transport.close()
-        elif self._waiting:
+        elif pending:
             self._start(self._waiting.popleft())
             self._transport.resume_reading()
 
@@ -220,7 +249,7 @@ class FastHttp(asyncio.Protocol):
 
     def _refuse(self, error: Exception) -> None:
         """Answer a request that cannot be read, and close: what follows cannot be told apart any more."""
-        self._closing = True
+        self._refused = True
         if not self._busy and not self._transport.is_closing():
             self._transport.write(self._render(self._answers.refuse(error), last=True))
             self._transport.close()
@@ -228,7 +257,7 @@ class FastHttp(asyncio.Protocol):
     def _hand_over(self, data: bytes) -> None:
         """Let uvicorn's own protocol have the connection, from this request on."""
         if self._busy:
-            self._closing = True  # a pipelined stranger: its client asks again on another connection
+            self._refused = True  # a pipelined stranger: its client asks again on another connection
             return
         self._state.connections.discard(self)
         if self._timer is not None:
@@ -236,11 +265,16 @@ class FastHttp(asyncio.Protocol):
         slow = self._slow(**self._slow_arguments)
         self._transport.set_protocol(slow)
         slow.connection_made(self._transport)
-        slow.data_received(data)
+        line, _, rest = data.partition(b"\r\n")
+        slow.data_received(line + b"\r\nconnection: close\r\n" + rest)
 
     def _close_if_idle(self) -> None:
         """Looks once in a keep-alive time instead of setting a timer for each request."""
-        idle_s = self._loop.time() - self._last_active
+        now = self._loop.time()
+        if self._reading is not None and now - self._reading.begun > READ_TIMEOUT_S:
+            self._transport.abort()  # a request that trickles in for ever
+            return
+        idle_s = now - self._last_active
         if self._busy or idle_s < self._keep_alive_s:
             wait_s = self._keep_alive_s if self._busy else self._keep_alive_s - idle_s
             self._timer = self._loop.call_later(wait_s, self._close_if_idle)

@@ -174,6 +174,11 @@ class Engine:
         """Whether requests are accepted."""
         return self._accepting
 
+    @property
+    def healthy(self) -> bool:
+        """Whether every worker thread lives; one that died takes its share of the throughput with it."""
+        return self._scheduler.healthy
+
     def reconfigure(self, limits: EngineLimits, dial: DialState, family: Family | None = None) -> None:
         """Take new bounds, a new dial and, if one is given, another version, all at once.
 

@@ -108,6 +108,11 @@ class Scheduler:
         """Jobs that wait for a batch."""
         return self._queued + len(self._inbox)
 
+    @property
+    def healthy(self) -> bool:
+        """Whether every worker lives."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def submit(self, job: Job) -> None:
         """Queue a job. Jobs that arrive in one turn of the event loop reach the workers together."""
         job.enqueued_ns = time.perf_counter_ns()
@@ -153,13 +158,13 @@ class Scheduler:
                 if not self._queued:
                     return
                 jobs, dropped = self._next_batch()
-            try:
-                if dropped:
-                    self._loop.call_soon_threadsafe(self._deliver, _dropped(dropped))
-                if jobs:
-                    self._loop.call_soon_threadsafe(self._deliver, _run(jobs))
-            except RuntimeError:  # the loop is closed: nobody is left to tell
-                return
+            outcomes = [_dropped(dropped)] if dropped else []
+            outcomes += [_run(jobs)] if jobs else []
+            for outcome in outcomes:
+                try:
+                    self._loop.call_soon_threadsafe(self._deliver, outcome)
+                except RuntimeError:  # the loop is closed: nobody is left to tell
+                    return
 
     def _next_batch(self) -> tuple[list[Job], list[Job]]:
         """Called with the lock held: the next batch, of the lane whose head has waited longest, and the jobs of it that

@@ -23,24 +23,31 @@ RESTART_PAUSE_S = 10.0
 
 
 def node_settings(settings: Settings) -> NodeSettings:
-    """What the server's settings say about its node process; this process is the root of the serving tree."""
+    """What the server's settings say about its node process; this process is the root of the serving tree.
+
+    Raises StartError, naming the field, if the node process could not run with them.
+    """
     server, energy = settings.server, settings.energy
-    return NodeSettings(
-        run_dir=server.run_dir,
-        host=server.host,
-        port=server.metrics_port,
-        root_pid=os.getpid(),
-        energy_source=energy.source,
-        cpu_family=energy.cpu_family,
-        pue=energy.pue,
-        tick_seconds=energy.tick_s,
-    )
+    try:
+        return NodeSettings(
+            run_dir=server.run_dir,
+            host=server.host,
+            port=server.metrics_port,
+            root_pid=os.getpid(),
+            energy_source=energy.source,
+            cpu_family=energy.cpu_family,
+            pue=energy.pue,
+            tick_seconds=energy.tick_s,
+        )
+    except ValueError as error:
+        raise StartError(f"server.{error}" if str(error).startswith("run_dir") else str(error)) from error
 
 
 class NodeChild:
     """The node process of this machine."""
 
     def __init__(self, settings: Settings) -> None:
+        """Nothing is started. Raises StartError if the settings do not allow it."""
         self._settings = node_settings(settings)
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -55,7 +55,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_energy_conservation_error_ratio": (
         GAUGE,
         (),
-        "Joules lost or invented between meter and books, as a share of the metered ones.",
+        "Joules lost or invented between the meters' counters and the books, as a share of the metered ones.",
     ),
     "jouleserve_energy_relative_uncertainty_ratio": (
         GAUGE,
@@ -66,6 +66,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         COUNTER,
         ("domain", "device", "source", "reason"),
         "Ticks in which a counter gave no figure.",
+    ),
+    "jouleserve_unmetered_joules": (
+        COUNTER,
+        ("domain", "device", "source", "reason"),
+        "What a counter showed over a gap, a reset or an implausible step: at least that, and in no other figure.",
     ),
     "jouleserve_dynamic_joules_per_cpu_second": (
         GAUGE,
@@ -88,21 +93,19 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_requests": (
         COUNTER,
         ("model", "variant", "point", "class", "outcome"),
-        "Requests by what answered them and how they ended.",
+        "Texts asked for, by what answered them and how they ended; a call with several texts counts each.",
     ),
     "jouleserve_request_duration_seconds": (HISTOGRAM, ("phase",), "Time by phase; infer is per batch."),
     "jouleserve_batch_rows": (HISTOGRAM, (), "Texts in a batch."),
     "jouleserve_batch_tokens": (HISTOGRAM, (), "Tokens computed in a batch, padding included."),
     "jouleserve_batch_real_tokens": (COUNTER, (), "Tokens of the texts themselves."),
     "jouleserve_padding_share_ratio": (GAUGE, (), "Padding among the tokens computed so far."),
-    "jouleserve_shed_requests": (COUNTER, ("class",), "Requests refused because the queue was full."),
-    "jouleserve_escalations": (COUNTER, (), "Answers of a small variant handed on to a larger one."),
-    "jouleserve_cache_hits": (COUNTER, (), "Requests answered from the cache."),
-    "jouleserve_cache_misses": (COUNTER, (), "Requests that were not in the cache."),
-    "jouleserve_cache_evictions": (COUNTER, (), "Entries put out of the cache."),
+    "jouleserve_shed_requests": (COUNTER, ("class",), "Texts refused because the queue was full."),
+    "jouleserve_cache_hits": (COUNTER, (), "Texts answered from the cache."),
+    "jouleserve_cache_misses": (COUNTER, (), "Texts that were not in the cache."),
     "jouleserve_cache_size_bytes": (GAUGE, (), "Bytes in the caches of the replicas."),
     "jouleserve_cache_entries": (GAUGE, (), "Entries in the caches of the replicas."),
-    "jouleserve_queue_depth": (GAUGE, (), "Requests that wait for a batch."),
+    "jouleserve_queue_depth": (GAUGE, (), "Texts that wait for a batch."),
     "jouleserve_requests_in_flight": (GAUGE, (), "Requests accepted and not answered yet."),
     "jouleserve_replicas": (GAUGE, (), "Replicas that report to this node."),
     "jouleserve_serving_processes": (GAUGE, (), "Processes of the serving tree."),
@@ -129,6 +132,7 @@ class Books:
     pending_uj: int = 0
     uncertainty: dict[str, float] = field(default_factory=dict)
     missing_ticks: dict[tuple[Domain, str], int] = field(default_factory=dict)
+    unmetered_uj: dict[tuple[Domain, str], int] = field(default_factory=dict)
     joules_per_cpu_second: float | None = None
     meter_cpu_seconds: float = 0.0
     gauges: dict[str, float] = field(default_factory=dict)
@@ -200,6 +204,9 @@ class NodeCollector(Collector):
         for (domain, reason), ticks in books.missing_ticks.items():
             labels = (domain.name, domain.device, domain.source, reason)
             _add(families, "jouleserve_energy_missing_readings", ticks, *labels)
+        for (domain, reason), uj in books.unmetered_uj.items():
+            labels = (domain.name, domain.device, domain.source, reason)
+            _add(families, "jouleserve_unmetered_joules", _joules(uj), *labels)
         if books.joules_per_cpu_second is not None:
             _add(families, "jouleserve_dynamic_joules_per_cpu_second", books.joules_per_cpu_second)
         totals = books.totals
@@ -225,7 +232,7 @@ class NodeCollector(Collector):
             if histogram := totals.histograms.get(name):
                 _add_histogram(families, f"jouleserve_{name}", name, histogram)
         counters = totals.counters
-        for name in ("escalations", "cache_hits", "cache_misses", "cache_evictions"):
+        for name in ("cache_hits", "cache_misses"):
             _add(families, f"jouleserve_{name}", counters.get(name, 0))
         _add(families, "jouleserve_batch_real_tokens", counters.get("tokens", 0))
         if padded := counters.get("padded_tokens", 0):

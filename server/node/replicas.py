@@ -50,7 +50,8 @@ class Replicas:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`is_that_process(pid, started_ticks)` says whether `/proc` shows that process."""
-        self._run_dir = run_dir.absolute()
+        self._run_dir = run_dir
+        self._sockets = wire.socket_dir(run_dir)
         self._path = wire.socket_path(run_dir)
         self._settlement = settlement
         self._is_that_process = is_that_process
@@ -64,13 +65,14 @@ class Replicas:
         """Instances whose answer to the latest poll is in."""
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Bind the node's socket; what an earlier node left there is replaced (the lock is ours)."""
+        """Bind the node's socket; what an earlier node left there is replaced (the lock is ours). Raises OSError."""
+        wire.own_socket_dir(self._run_dir)
         own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * wire.MAX_DATAGRAM_BYTES)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         own.bind(self._path)
-        for path in self._run_dir.glob(wire.REPLICA_SOCKETS):
+        for path in self._sockets.glob(wire.REPLICA_SOCKETS):
             _knock(path)
         self._socket = own
         self._loop = loop
@@ -84,6 +86,7 @@ class Replicas:
             self._socket = None
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
+            wire.drop_socket_dir(self._run_dir)
 
     def poll(
         self,
@@ -135,7 +138,7 @@ class Replicas:
         account = self._settlement.replica(peer.instance)
         account.gone, account.may_return = True, may_return
         address = Path(peer.address)
-        if not may_return and address.parent == self._run_dir and address.match(wire.REPLICA_SOCKETS):
+        if not may_return and address.parent == self._sockets and address.match(wire.REPLICA_SOCKETS):
             with contextlib.suppress(OSError):
                 address.unlink()
 
@@ -216,6 +219,8 @@ class Replicas:
             log.info("replica %s (pid %d) is here", instance[:12], pid)
             self._settlement.replica(instance).gone = False
         visible = self._is_that_process(pid, started)
+        account = self._settlement.replica(instance)
+        account.visible = account.visible or visible
         self.peers[instance] = Peer(instance, pid, started, address, self._clock_s(), visible)
 
 

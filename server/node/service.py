@@ -157,7 +157,8 @@ class NodeService:
             )
             self._pending_tick = self._read_machine()
         except Exception:
-            # One bad tick is not worth the books: the counters are cumulative and the next tick makes up for it.
+            # One bad tick is not worth the process: the next one makes up for it, all counters being cumulative. If the
+            # meters were read already, their difference is lost, and the conservation error says so.
             log.exception("tick failed")
             return
         if waiting:
@@ -225,6 +226,7 @@ class NodeService:
             settled=self._settlement.settled_snapshots(),
             idle_watts=self._idle.to_json(),
             meter_cpu_seconds=self._meter_cpu_seconds(),
+            pending_uj=self._settlement.pending_by_domain(),
         )
         try:
             node_state.write_atomic(self._settings.state_file, kept.encode(), durable=durable)
@@ -244,6 +246,7 @@ class NodeService:
             pending_uj=self._settlement.pending_uj,
             uncertainty={source.name: source.relative_uncertainty for source in self._meter.sources},
             missing_ticks=self._meter.missing_ticks,
+            unmetered_uj=self._meter.unmetered_uj,
             joules_per_cpu_second=self._settlement.joules_per_cpu_second,
             meter_cpu_seconds=self._meter_cpu_seconds(),
             gauges=gauges,
@@ -278,6 +281,7 @@ class NodeService:
             "other_joules": shown.other_uj / MICROJOULES_PER_JOULE,
             "pending_joules": shown.pending_uj / MICROJOULES_PER_JOULE,
             "error_ratio": shown.error_ratio,
+            "unmetered_joules": sum(self._meter.unmetered_uj.values()) / MICROJOULES_PER_JOULE,
             "sources": self._source_names,
             "late_records": self._state.totals.late_records,
             "mark": now.to_mark(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from energy.sources import PREFERENCES
-from server.node.wire import socket_path
+from server.node.wire import socket_dir
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,9 @@ class NodeSettings:
     """What the node process needs to know."""
 
     run_dir: Path
-    """Folder of the running server: sockets, lock, grid.json, and the ledger unless `state_path` says else."""
+    """Folder of the running server: lock, grid.json, sockets (if its path is short enough for them, see
+    `wire.socket_dir`), and the ledger unless `state_path` says else.
+    """
     host: str = "127.0.0.1"
     """Address of /metrics."""
     port: int = 9400
@@ -25,7 +27,7 @@ class NodeSettings:
     root_pid: int = 0
     """The driver; its descendants are the serving tree. 0 for none: then replicas' own processes are the tree."""
     energy_source: str = "auto"
-    """auto, rapl, nvml or estimated (see `energy.sources`); GPUs are metered wherever NVML is."""
+    """auto, rapl, nvml or estimated (see `energy.sources`); GPUs are metered wherever NVML is, but for `estimated`."""
     cpu_family: str | None = None
     """Row of the estimate's coefficients; None detects the CPU."""
     pue: float = 1.0
@@ -41,7 +43,7 @@ class NodeSettings:
 
     def __post_init__(self) -> None:
         """Check. Raises ValueError naming the field and the remedy."""
-        socket_path(self.run_dir)
+        socket_dir(self.run_dir)
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port: {self.port}; give 0 to 65535")
         if self.root_pid < 0:

@@ -39,6 +39,8 @@ class ReplicaAccount:
     """True if `settled` is of the moment the open window began."""
     gone: bool = False
     """The process ended, or fell silent; its last snapshot is settled with the open window."""
+    visible: bool = False
+    """Its process was seen in `/proc`, so that the serving tree's CPU time holds its own."""
     may_return: bool = False
     """It only fell silent: what was settled is remembered, so that none of it is counted again."""
 
@@ -91,6 +93,7 @@ class Settlement:
         self._idle = idle
         self._fixed_rate = fixed_joules_per_cpu_second
         self._window = _OpenWindow()
+        self._metered_uj: Mapping[Domain, int] = {}
         self._carried_cpu_ns: dict[Account, int] = {}
         self._rate_uj = 0.0
         self._rate_cpu_ns = 0.0
@@ -107,7 +110,11 @@ class Settlement:
     @property
     def pending_uj(self) -> int:
         """Metered energy of the open window, overlapping domains left out."""
-        return sum(uj for domain, uj in self._window.energy_uj.items() if not domain.overlaps)
+        return sum(self.pending_by_domain().values())
+
+    def pending_by_domain(self) -> dict[str, int]:
+        """`pending_uj` by `Domain.label`: to be remembered, since these joules count as metered already."""
+        return {domain.label: uj for domain, uj in self._window.energy_uj.items() if not domain.overlaps}
 
     def replica(self, instance: str) -> ReplicaAccount:
         """The account of a replica, opened if it is new."""
@@ -152,7 +159,7 @@ class Settlement:
                 granted = self._claims_of(change, seen_ns, replica.covered)
                 for account, cpu_ns in granted.items():
                     claims[account] = claims.get(account, 0) + cpu_ns
-                if seen_ns is None:
+                if seen_ns is None and not replica.visible:
                     unseen_ns += sum(granted.values())
                 replica.covered = True
                 changes.append(change)
@@ -188,7 +195,10 @@ class Settlement:
             idle_uj = self._idle.idle_uj(delta, busy_share)
             window.energy_uj[domain] = window.energy_uj.get(domain, 0) + delta.energy_uj
             window.idle_uj[domain] = window.idle_uj.get(domain, 0) + idle_uj
-        self.ledger.meter(tick.meters.deltas)
+        # From the counters and not from the deltas above: what is lost or doubled between the two must show.
+        total_uj, before_uj = tick.meters.total_uj, self._metered_uj
+        self.ledger.meter({domain: uj - before_uj.get(domain, 0) for domain, uj in total_uj.items()})
+        self._metered_uj = total_uj
 
     def _part_with(self, replica: ReplicaAccount) -> None:
         del self.replicas[replica.instance]

@@ -33,6 +33,8 @@ class NodeState:
     idle_watts: Mapping[str, Any] = field(default_factory=dict)
     meter_cpu_seconds: float = 0.0
     """CPU time of earlier node processes."""
+    pending_uj: Mapping[str, int] = field(default_factory=dict)
+    """By domain: in the ledger's metered energy already, and in a window that was open when this was written."""
 
     def encode(self) -> bytes:
         """The file's content."""
@@ -43,6 +45,7 @@ class NodeState:
             "settled": {name: encode_snapshot(snap).hex() for name, snap in self.settled.items()},
             "idle_watts": dict(self.idle_watts),
             "meter_cpu_seconds": self.meter_cpu_seconds,
+            "pending_uj": dict(self.pending_uj),
         }
         return json.dumps(tree, separators=(",", ":")).encode()
 
@@ -59,6 +62,7 @@ class NodeState:
                 settled={str(name): decode_snapshot(bytes.fromhex(snap)) for name, snap in tree["settled"].items()},
                 idle_watts=dict(tree["idle_watts"]),
                 meter_cpu_seconds=float(tree["meter_cpu_seconds"]),
+                pending_uj={str(label): _amount(uj) for label, uj in tree.get("pending_uj", {}).items()},
             )
         except (LedgerError, TotalsError, WireError) as error:
             raise ValueError(str(error)) from None
@@ -66,10 +70,18 @@ class NodeState:
             raise ValueError(f"{error!r}") from None
 
 
+def _amount(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"pending_uj: {value!r} is no amount of microjoules")
+    return value
+
+
 def write_atomic(path: Path, data: bytes, *, durable: bool) -> None:
     """Replace `path` by `data` so that a reader sees the old or the new content, never a part.
 
     `durable` also waits until the disk has it, for a power cut; a crash of the process loses nothing either way.
+    `models.store.write_atomic` always waits, which a write before every scrape cannot afford in the tick's loop, and
+    importing it would bring pydantic into a process that has no other use for it.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -86,15 +98,21 @@ def write_atomic(path: Path, data: bytes, *, durable: bool) -> None:
 
 
 def load(path: Path) -> NodeState:
-    """Read the state; a fresh one if there is none. A file that is not ours is kept aside under another name."""
+    """Read the state; a fresh one if there is none. A file that is not ours is kept aside under another name.
+
+    Joules of a window that was open when the file was written are booked to nobody: its records died with it.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return NodeState()
     try:
-        return NodeState.decode(data)
+        state = NodeState.decode(data)
     except ValueError as error:
         aside = path.with_name(f"{path.name}.unreadable-{int(time.time())}")
         os.replace(path, aside)
         log.error("%s cannot be read (%s): totals begin anew, the file is kept as %s", path, error, aside.name)
         return NodeState()
+    state.ledger.lose(sum(state.pending_uj.values()))
+    state.pending_uj = {}
+    return state

@@ -11,7 +11,12 @@ seen already) | | bye    | replica | id, snap |
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +34,7 @@ _LONGEST_NAME = "r-0123456789ab.sock"
 
 QUALITIES = ("strict", "standard", "eco")
 OUTCOMES = ("ok", "cached", "error", "cancelled", "shed")
-AVOIDED = ("cache", "fallback", "batching", "quantized")
+AVOIDED = ("cache", "fallback")
 COUNTERS = (
     "batches",
     "rows",
@@ -37,9 +42,6 @@ COUNTERS = (
     "padded_tokens",
     "cache_hits",
     "cache_misses",
-    "cache_evictions",
-    "escalations",
-    "serving_cpu_ns",
 )
 GAUGES = ("queue_depth", "in_flight", "cache_bytes", "cache_entries")
 PHASES = ("queue", "tokenize", "infer", "total")
@@ -136,13 +138,58 @@ class Snapshot:
         return sum(totals.cpu_ns for totals in self.requests.values())
 
 
-def socket_path(run_dir: Path, name: str = NODE_SOCKET) -> str:
-    """The absolute path of a socket in the run folder. Raises ValueError if it is too long for a socket."""
-    run_dir = run_dir.absolute()
-    if len(os.fsencode(run_dir / _LONGEST_NAME)) > _MAX_PATH_BYTES:
+def socket_dir(run_dir: Path) -> Path:
+    """The folder of the sockets: the run folder, or one of its own in the temporary folder if that is too long.
+
+    Node and replicas find it from the same `run_dir` (and TMPDIR). Raises ValueError if neither is short enough.
+    """
+    run_dir = run_dir.resolve()
+    if _fits(run_dir):
+        return run_dir
+    short = Path(tempfile.gettempdir()).resolve() / _short_name(run_dir)
+    if not _fits(short):
         limit = _MAX_PATH_BYTES - len(_LONGEST_NAME) - 1
-        raise ValueError(f"run_dir: {run_dir} is too long for a UNIX socket; give a path of {limit} bytes at most")
-    return str(run_dir / name)
+        raise ValueError(
+            f"run_dir: {run_dir} is too long for UNIX sockets, and so is {short}; give a run_dir of {limit} bytes at"
+            " most or a shorter TMPDIR"
+        )
+    return short
+
+
+def socket_path(run_dir: Path, name: str = NODE_SOCKET) -> str:
+    """The absolute path of a socket of the run folder. Raises ValueError if it is too long for a socket."""
+    return str(socket_dir(run_dir) / name)
+
+
+def own_socket_dir(run_dir: Path) -> Path:
+    """`socket_dir`, made if it is not the run folder itself. Raises OSError if it is there and not ours alone."""
+    folder = socket_dir(run_dir)
+    if folder != run_dir.resolve():
+        # The temporary folder is everybody's: what lies there under our name may be somebody else's trap.
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise PermissionError(
+                errno.EPERM, "not a folder of this user alone; remove it or shorten run_dir", str(folder)
+            )
+    return folder
+
+
+def drop_socket_dir(run_dir: Path) -> None:
+    """Take the folder of `own_socket_dir` away if it is empty and not the run folder itself."""
+    folder = socket_dir(run_dir)
+    if folder != run_dir.resolve():
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _fits(folder: Path) -> bool:
+    return len(os.fsencode(folder / _LONGEST_NAME)) <= _MAX_PATH_BYTES
+
+
+def _short_name(run_dir: Path) -> str:
+    return f"js-node-{hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:12]}"
 
 
 def pack(message: Mapping[str, Any]) -> bytes:

@@ -74,10 +74,16 @@ class ShapingController:
         self._next_look_s = min(self._next_look_s, self._clock() + self._period_s())
         self._wake.set()
 
-    def serve_points(self, points: Sequence[OperatingPoint]) -> None:
-        """Take the points of another version of the family; the loop decides anew at once."""
+    def serve_points(self, points: Sequence[OperatingPoint]) -> DialState:
+        """Take the points of another version of the family; returns the dial to hand over together with it.
+
+        It is what the grid asks for now, made of the new points; the caller pushes it.
+        """
         self._points = tuple(points)
-        self._wake.set()
+        self._state, decision = decide(self._state, self._signal, self._settings, self._clock(), self._points)
+        self.dial = DialState(decision.point_by_class, decision.reason_by_class, self.dial.version + 1)
+        self._pushed = self.dial
+        return self.dial
 
     async def run(self) -> None:
         """Look, decide and push until cancelled; then let the provider's connections go."""

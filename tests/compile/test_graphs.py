@@ -15,13 +15,14 @@ onnx = pytest.importorskip("onnx")
 from compile.bases import find_base  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
 from compile.errors import GateFailed  # noqa: E402
+from compile.graph.embeddings import quantize_tables  # noqa: E402
 from compile.graph.forms import export_form  # noqa: E402
 from compile.graph.quantization import by_sensitivity, head_nodes, quantize_int8  # noqa: E402
 from compile.graph.sessions import fresh_process_difference, open_session  # noqa: E402
 from compile.graph.smoothing import matmuls, rounding_error, smooth  # noqa: E402
 from compile.model import Classifier, from_base, load  # noqa: E402
 from compile.passes.base import Artifact, Context  # noqa: E402
-from compile.passes.export import Export, largest_difference, masked_row_infinities, sample_inputs  # noqa: E402
+from compile.passes.export import FILE, Export, largest_difference, masked_row_infinities, sample_inputs  # noqa: E402
 from compile.runner import Runner  # noqa: E402
 
 FORMS = ("torchscript", "dynamo", "mha")
@@ -193,6 +194,40 @@ def load_with_outliers(exported: Exported, folder: Path) -> Classifier:
             if name.endswith("LayerNorm.weight"):
                 parameter[3] = 30.0
     return model
+
+
+def test_the_padding_tokens_own_vector_does_not_reach_the_exported_graph(exported: Exported, tmp_path: Path) -> None:
+    """A wild padding vector changes no fp32 answer, and must not set the 8-bit range either."""
+    exported.model.save(tmp_path / "model")
+    wild = load(tmp_path / "model")
+    with torch.no_grad():
+        wild.encoder.get_input_embeddings().weight[0] = 50.0
+    wild.save(tmp_path / "wild")
+    forms = artifact(tmp_path, ranking=["torchscript"])
+    digests = set()
+    for name in ("model", "wild"):
+        made = Runner(tmp_path / "work", exported.context).run(
+            "full", Export(18), {"model": artifact(tmp_path / name), "forms": forms}
+        )
+        digests.add((made.path / FILE).read_bytes())
+    assert len(digests) == 1
+
+
+def test_embedding_rows_keep_their_own_scale() -> None:
+    rows = np.array([[127.0, -64.0], [0.127, 0.001], [0.0, 0.0]], dtype=np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["table", "at"], ["out"], name="look", axis=0)],
+        "g",
+        [onnx.helper.make_tensor_value_info("at", onnx.TensorProto.INT64, ["n"])],
+        [onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, ["n", 2])],
+        [onnx.numpy_helper.from_array(rows, "table")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    assert quantize_tables(model) == []
+    assert quantize_tables(model, min_elements=1) == ["table"]
+    made = open_session(model.SerializeToString()).run(["out"], {"at": np.array([2, 1, 0, 1])})[0]
+    assert made == pytest.approx(rows[[2, 1, 0, 1]], rel=0, abs=0.0006)
+    assert [i.data_type for i in model.graph.initializer if i.name == "table_rows"] == [onnx.TensorProto.INT8]
 
 
 def test_rounding_error_is_nil_for_values_on_the_grid() -> None:

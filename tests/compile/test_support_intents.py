@@ -9,8 +9,7 @@ import pytest
 
 from compile.data.support_grammar import INTENTS, SENTENCE_FRAMES, TOPIC_FRAMES
 from compile.data.support_intents import (
-    HELD_OUT_FRAMES,
-    HELD_OUT_TEMPLATES,
+    HELD_OUT,
     SupportSettings,
     generate,
     intents,
@@ -43,18 +42,18 @@ def test_rows_are_not_sorted_by_label() -> None:
     assert sum(a <= b for a, b in itertools.pairwise(labels)) < 0.7 * len(labels)
 
 
-def test_held_out_templates_and_frames_occur_in_the_test_split_alone() -> None:
+def test_training_never_sees_the_held_out_templates() -> None:
     # Opening words without slots or choices tell a template apart, when nothing else starts with them.
-    heads = [t.split("<")[0].split("(")[0].strip() for _, ts in INTENTS.values() for t in ts[-HELD_OUT_TEMPLATES:]]
-    known = " | ".join(t for _, templates in INTENTS.values() for t in templates[:-HELD_OUT_TEMPLATES])
+    heads = [t.split("<")[0].split("(")[0].strip() for _, ts in INTENTS.values() for t in ts[-HELD_OUT:]]
+    known = " | ".join(t for _, templates in INTENTS.values() for t in templates[:-HELD_OUT])
     telling = [head for head in heads if len(head.split()) >= 5 and head not in known]
     assert len(telling) >= 20
-    training = " | ".join(text.lower() for text, _ in SPLITS["train"] + SPLITS["validation"])
+    training = " | ".join(text.lower() for text, _ in SPLITS["train"])
     assert [head for head in telling if head in training] == []
     testing = " | ".join(text.lower() for text, _ in SPLITS["test"])
     assert sum(head in testing for head in telling) > len(telling) / 2
     for frames in (TOPIC_FRAMES, SENTENCE_FRAMES):
-        assert len(frames) > 2 * HELD_OUT_FRAMES
+        assert len(frames) > 2 * HELD_OUT
 
 
 def test_templates_of_different_intents_differ() -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from energy.attribution import DomainEnergy, Window, attribute
 from energy.domains import Domain
 from energy.ledger import ENERGY_BOUNDS_JOULES, Account, Conservation, Ledger, LedgerError
-from energy.meter import Delta
 
 CPU = Domain("package", "package-0", "rapl")
 CORE = Domain("core", "package-0", "rapl", overlaps=True)
@@ -24,7 +23,7 @@ entries = st.tuples(AMOUNT, AMOUNT, AMOUNT, AMOUNT, AMOUNT, AMOUNT, st.none() | 
 def booked(rows: list[tuple[int, int, int, int, int, int, float | None]]) -> Ledger:
     ledger = Ledger()
     for energy_uj, idle_uj, busy, serving, alice, bob, grams in rows:
-        ledger.meter([Delta(CPU, energy_uj, 10**9), Delta(CORE, energy_uj // 2, 10**9)])
+        ledger.meter({CPU: energy_uj, CORE: energy_uj // 2})
         domains = [DomainEnergy(CPU, energy_uj, idle_uj), DomainEnergy(CORE, energy_uj // 2, idle_uj)]
         ledger.settle(attribute(Window(domains, busy, serving, {ALICE: alice, BOB: bob})), grams)
         ledger.observe(BOB, energy_uj / 1e6, 2)
@@ -46,15 +45,23 @@ def test_the_books_balance_and_survive_json(rows: list[tuple[int, int, int, int,
 
 def test_joules_that_went_missing_between_meter_and_books_show_as_an_error() -> None:
     ledger = booked([(1000, 0, 10, 10, 5, 5, None)])
-    ledger.meter([Delta(CPU, 10, 10**9)])
+    ledger.meter({CPU: 10})
     assert ledger.conservation().error_ratio == pytest.approx(10 / 1010)
     assert ledger.conservation(pending_uj=10).error_ratio == 0.0
+
+
+def test_a_window_that_can_never_be_settled_is_booked_to_nobody() -> None:
+    ledger = booked([(1000, 0, 10, 10, 5, 5, None)])
+    ledger.meter({CPU: 10})
+    ledger.lose(10)
+    assert ledger.other_uj["lost_at_restart"] == 10
+    assert ledger.conservation().error_ratio == 0.0
 
 
 def test_a_mark_gives_the_law_for_what_came_since() -> None:
     ledger = booked([(1000, 100, 10, 10, 5, 5, None)])
     mark = ledger.conservation().to_mark()
-    ledger.meter([Delta(CPU, 500, 10**9)])
+    ledger.meter({CPU: 500})
     ledger.settle(attribute(Window([DomainEnergy(CPU, 500, 200)], 10, 10, {ALICE: 10})), None)
     since = ledger.conservation().since(Conservation.from_mark(mark))
     assert (since.measured_uj, since.attributed_uj, since.idle_uj, since.error_ratio) == (500, 300, 200, 0.0)

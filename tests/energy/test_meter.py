@@ -84,6 +84,36 @@ def test_a_jump_beyond_full_power_is_missing_and_not_counted() -> None:
     assert meter.missing_ticks == {(PACKAGE, "implausible"): 1}
 
 
+def test_totals_are_read_off_the_counter_without_what_was_not_believed() -> None:
+    source, meter, clock = metered(PACKAGE)
+    source.set_counter(PACKAGE, 950_000_000)
+    meter.tick()
+    clock.pass_seconds(1)
+    source.set_counter(PACKAGE, 10_000_000)
+    assert meter.tick().total_uj == {PACKAGE: 60_000_000}
+    clock.pass_seconds(1)
+    source.add(PACKAGE, 500)
+    assert meter.tick().total_uj == {PACKAGE: 60_000_000}
+    clock.pass_seconds(6)
+    source.add(PACKAGE, 70)
+    meter.tick()
+    clock.pass_seconds(1)
+    source.add(PACKAGE, 3)
+    assert meter.tick().total_uj == {PACKAGE: 63_000_000}
+    assert meter.unmetered_uj == {(PACKAGE, "implausible"): 500_000_000, (PACKAGE, "gap"): 70_000_000}
+
+
+def test_what_a_counter_shows_after_a_reset_is_known_to_be_unmetered() -> None:
+    source, meter, clock = metered(ENDLESS)
+    source.set_counter(ENDLESS, 5_000_000)
+    meter.tick()
+    clock.pass_seconds(1)
+    source.set_counter(ENDLESS, 1_000_000)
+    meter.tick()
+    assert meter.unmetered_uj == {(ENDLESS, "reset"): 1_000_000}
+    assert meter.total_uj == {}
+
+
 def test_a_counter_that_was_away_brings_what_it_counted_meanwhile() -> None:
     source, meter, clock = metered(PACKAGE)
     meter.tick()

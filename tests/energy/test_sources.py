@@ -195,6 +195,14 @@ def test_without_counters_the_estimate_is_taken_with_a_warning(tmp_path: Path) -
     assert chosen.estimated is chosen.cpu_source
 
 
+def test_the_estimate_that_is_asked_for_is_the_same_with_and_without_a_gpu(tmp_path: Path, two_sockets: Path) -> None:
+    FakeProc(tmp_path / "proc")
+    chosen = select_sources(
+        "estimated", proc_root=tmp_path / "proc", powercap_root=two_sockets, load_nvml=lambda: FakeNvml([7])
+    )
+    assert [source.name for source in chosen.sources] == ["estimated"]
+
+
 @pytest.mark.parametrize("name", ["rapl", "nvml"])
 def test_a_source_that_is_insisted_on_and_missing_is_an_error(tmp_path: Path, name: str) -> None:
     FakeProc(tmp_path / "proc")

@@ -11,15 +11,14 @@ from loadtest.served import Served, serve
 from models.store import Store
 from tests.support.tiny_family import publish_tiny_family
 
-GRID = """utc_time,grams_per_kwh
-2025-01-01T00:00:00Z,100
-2025-01-01T01:00:00Z,500
-2025-01-01T03:00:00Z,100
-2025-01-01T12:00:00Z,100
-"""
-POLL_S = 4.0
-DWELL_S = 6.0
+POLL_S = 2.0
+DWELL_S = 24.0
 REPLAY_SPEED = 240.0  # an hour of the recording in 15 s
+# A clean hour and a dirty one in turn, for days: the dirty hour is shorter than the dwell, and however long the server
+# takes to start there are enough of both to come.
+GRID = "utc_time,grams_per_kwh\n" + "".join(
+    f"2025-01-{1 + hour // 24:02d}T{hour % 24:02d}:00:00Z,{500 if hour % 2 else 100}\n" for hour in range(96)
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[Served]:
-    """The server; its grid is clean for a quarter of a minute, dirty for half of one, then clean again."""
+    """The server; its grid is clean and dirty in turns of a quarter of a minute."""
     folder = tmp_path_factory.mktemp("s")
     grid = Path(folder) / "grid.csv"
     grid.write_text(GRID)
@@ -45,6 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[S
         "shaping.poll_period_s": POLL_S,
         "shaping.min_dwell_s": DWELL_S,
         "cache.enabled": "false",
+        "energy.source": "estimated",
     }
     with serve(folder, settings) as served:
         yield served

@@ -166,6 +166,43 @@ async def test_what_is_not_http_gets_a_4xx_and_the_connection_closes(running: Ru
     assert (await running.raw(post())).startswith(b"HTTP/1.1 200")
 
 
+async def test_an_upgrade_is_refused_in_words(running: Running) -> None:
+    received = await running.raw(post(BODY, "connection: Upgrade, HTTP2-Settings", "upgrade: h2c"))
+    assert received.startswith(b"HTTP/1.1 422")
+    assert b"upgrade" in received
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"DELETE"])
+async def test_another_method_behind_a_request_is_left_to_another_connection(running: Running, method: bytes) -> None:
+    received = await running.raw(post() + method + b" /predict HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert received.startswith(b"HTTP/1.1 200")
+
+
+async def test_of_two_classes_the_first_counts(running: Running) -> None:
+    received = await running.raw(post(BODY, "x-quality: strict", "x-quality: eco"))
+    assert b"x-jouleserve-reason: strict" in received
+
+
+async def test_an_unexpected_failure_is_a_500_and_the_connection_lives(running: Running) -> None:
+    replies = running.server.config.http_protocol_class.args[0]  # type: ignore[union-attr]
+    answer, replies.predict = replies.predict, None
+    broken = asyncio.create_task(running.raw(post(), post(), pause_s=0.2))
+    await asyncio.sleep(0.1)
+    replies.predict = answer
+    received = await broken
+    assert received.startswith(b"HTTP/1.1 500")
+    assert b"HTTP/1.1 200" in received
+
+
+async def test_a_request_half_read_at_shutdown_is_answered(running: Running) -> None:
+    whole = post()
+    pending = asyncio.create_task(running.raw(whole[:-5], whole[-5:], pause_s=0.4))
+    await asyncio.sleep(0.1)
+    running.server.should_exit = True
+    assert (await pending).startswith(b"HTTP/1.1 200")
+
+
 async def test_an_error_of_the_engine_keeps_the_connection(running: Running) -> None:
     received = await running.raw(post(b'{"inputs": []}'), post(), pause_s=0.1)
     assert received.startswith(b"HTTP/1.1 400")

@@ -10,7 +10,6 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from energy.attribution import DomainEnergy, Window, attribute
 from energy.domains import Domain
 from energy.ledger import Account
-from energy.meter import Delta
 from server.node.grid_state import GridState
 from server.node.metrics import METRICS, Books, render
 from server.node.state import NodeState
@@ -32,7 +31,7 @@ def books(grid: GridState | None = GRID) -> Books:
     usage.batch(2, 30, 40, 3_000_000)
     state = NodeState()
     state.totals.add(increase(decode_snapshot(usage.snapshot()), None))
-    state.ledger.meter([Delta(CPU, 3_000_000, 10**9), Delta(CORE, 1_000_000, 10**9)])
+    state.ledger.meter({CPU: 3_000_000, CORE: 1_000_000})
     window = Window([DomainEnergy(CPU, 2_000_000, 500_000)], 30, 20, {OWNER: 10}, 5)
     state.ledger.settle(attribute(window), 250.0)
     state.ledger.observe(OWNER, 0.003, 2)
@@ -43,6 +42,7 @@ def books(grid: GridState | None = GRID) -> Books:
         pending_uj=1_000_000,
         uncertainty={"rapl": 0.05},
         missing_ticks={(CPU, "gap"): 2},
+        unmetered_uj={(CPU, "gap"): 40_000_000},
         joules_per_cpu_second=2.5,
         meter_cpu_seconds=1.25,
         gauges={"queue_depth": 3.0, "cache_bytes": 100.0},
@@ -79,6 +79,7 @@ def test_the_figures_are_joules_seconds_and_ratios() -> None:
     source = (("device", "package-0"), ("domain", "package"), ("source", "rapl"))
     assert found["jouleserve_energy_joules_total", source] == 3.0
     assert found["jouleserve_idle_joules_total", source] == 0.5
+    assert found["jouleserve_unmetered_joules_total", (*source[:2], ("reason", "gap"), source[2])] == 40.0
     owner = (
         ("class", "standard"),
         ("model", "intents"),
@@ -110,6 +111,11 @@ def test_what_is_unknown_is_absent_and_not_zero() -> None:
     assert "jouleserve_energy_joules_total" not in bare
     assert "jouleserve_dynamic_joules_per_cpu_second" not in bare
     assert "jouleserve_padding_share_ratio" not in bare
+
+
+def test_what_nobody_counts_is_not_shown_as_zero() -> None:
+    names = {name for name, _ in samples(books())}
+    assert not {name for name in names if "escalations" in name or "evictions" in name}
 
 
 def test_openmetrics_is_given_to_who_asks_for_it() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +13,8 @@ from energy.coefficients import CpuCoefficients
 from energy.domains import Domain
 from energy.idle import IdleModel
 from energy.ledger import Account, Ledger
-from energy.meter import Delta, Tick
+from energy.meter import Delta, Meter, Tick
+from energy.sources.fake import FakeSource
 from server.node.settle import MAX_TICKS, MachineTick, Settlement
 from server.node.totals import ServingTotals
 from server.node.wire import RequestKey, Snapshot, decode_snapshot
@@ -27,14 +28,27 @@ KEY = RequestKey("full", "full", "standard", "ok")
 ACCOUNT = Account("intents", *KEY)
 
 
-def settlement(ledger: Ledger | None = None, totals: ServingTotals | None = None) -> Settlement:
-    return Settlement(ledger or Ledger(), totals or ServingTotals(), IdleModel.fresh(FAMILY), RATE)
+class Metered(Settlement):
+    """A settlement with a meter whose counter goes on by what each tick of `machine` says."""
+
+    drawn_uj = 0
+
+    def tick(self, tick: MachineTick, answered: set[str], grams_per_kwh: float | None) -> bool:
+        self.drawn_uj += sum(delta.energy_uj for delta in tick.meters.deltas)
+        meters = replace(tick.meters, total_uj={CPU: self.drawn_uj})
+        return super().tick(replace(tick, meters=meters), answered, grams_per_kwh)
+
+
+def settlement(
+    ledger: Ledger | None = None, totals: ServingTotals | None = None, rate: float | None = RATE
+) -> Settlement:
+    return Metered(ledger or Ledger(), totals or ServingTotals(), IdleModel.fresh(FAMILY), rate)
 
 
 def machine(busy_s: float, serving_s: float, replicas: dict[str, float] | None = None) -> MachineTick:
     """One second of a machine with two processors, 2 W idle and 2 J a CPU-second."""
     energy_uj = round((2 + RATE * busy_s) * 1e6)
-    meters = Tick((Delta(CPU, energy_uj, SECOND, 2_000_000),), ())
+    meters = Tick((Delta(CPU, energy_uj, SECOND, 2_000_000),), (), {})
     spent = {instance: round(seconds * SECOND) for instance, seconds in (replicas or {}).items()}
     return MachineTick(meters, round(busy_s * SECOND), 2 * SECOND, round(serving_s * SECOND), spent)
 
@@ -221,8 +235,45 @@ def test_a_replica_in_another_pid_namespace_is_believed() -> None:
     assert books.ledger.overhead_uj == 200_000
 
 
+def test_a_visible_replica_that_says_goodbye_is_not_counted_beside_the_tree_that_holds_it() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    work(usage, 0.5)
+    account = books.replica(usage.instance)
+    account.receive(snapshot(usage))
+    account.visible = account.gone = True
+    books.tick(machine(1.0, 0.6), set(), None)
+    assert attributed_joules(books) == 1.0
+    assert books.ledger.overhead_uj == 200_000
+    assert books.ledger.other_uj == {"other_processes": 800_000}
+
+
+def test_a_difference_that_is_lost_or_booked_twice_between_meter_and_books_shows_as_an_error() -> None:
+    source = FakeSource([CPU], clock_ns=iter(range(SECOND, 9 * SECOND, SECOND)).__next__)
+    meter, ledger = Meter([source]), Ledger()
+    books = Settlement(ledger, ServingTotals(), IdleModel.fresh(FAMILY), RATE)
+
+    def read(joules: float) -> MachineTick:
+        source.add(CPU, joules)
+        return MachineTick(meter.tick(), SECOND, 2 * SECOND, 0, {})
+
+    read(0)
+    books.tick(read(10), set(), None)
+    assert ledger.conservation().error_ratio == 0
+    read(5)
+    books.tick(read(5), set(), None)
+    assert ledger.conservation().error_ratio == 5 / 20
+    doubled = read(5)
+    books.tick(doubled, set(), None)
+    books.tick(doubled, set(), None)
+    law = ledger.conservation()
+    assert (law.measured_uj, law.error_ratio) == (25_000_000, 0)
+    books.tick(doubled, set(), None)
+    assert ledger.conservation().error_ratio == 5 / 25
+
+
 def test_the_rate_is_learned_from_counters_where_no_formula_gives_it() -> None:
-    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(FAMILY))
+    books = settlement(rate=None)
     assert books.joules_per_cpu_second is None
     for _ in range(30):
         books.tick(machine(1.5, 1.0), set(), None)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from energy.domains import Domain
-from energy.meter import Delta
 from server.node import state as node_state
 from server.node.grid_state import STALE_AFTER_SECONDS, GridFile, parse_grid_state
 from server.node.state import NodeState
@@ -25,7 +24,7 @@ def kept() -> NodeState:
     usage.batch(3, 4, 5, 6)
     snapshot = decode_snapshot(usage.snapshot())
     state = NodeState(settled={usage.instance: snapshot}, idle_watts={"a/b/c": 1.5}, meter_cpu_seconds=2.5)
-    state.ledger.meter([Delta(CPU, 12345, 10**9)])
+    state.ledger.meter({CPU: 12345})
     state.totals.add(increase(snapshot, None))
     state.totals.late_records = 3
     return state
@@ -36,6 +35,18 @@ def test_everything_comes_back_from_disk(tmp_path: Path) -> None:
     node_state.write_atomic(tmp_path / "node.json", state.encode(), durable=True)
     assert node_state.load(tmp_path / "node.json") == state
     assert os.listdir(tmp_path) == ["node.json"]
+
+
+def test_joules_of_a_window_that_was_open_when_the_node_was_killed_are_nobodys_and_not_gone(tmp_path: Path) -> None:
+    path, state = tmp_path / "node.json", kept()
+    state.pending_uj = {CPU.label: 12345}
+    assert state.ledger.conservation(pending_uj=12345).error_ratio == 0
+    node_state.write_atomic(path, state.encode(), durable=False)
+    loaded = node_state.load(path)
+    assert loaded.ledger.other_uj == {"lost_at_restart": 12345}
+    assert loaded.ledger.conservation().error_ratio == 0
+    node_state.write_atomic(path, loaded.encode(), durable=False)
+    assert node_state.load(path).ledger.other_uj == {"lost_at_restart": 12345}
 
 
 def test_without_a_file_the_books_begin_empty(tmp_path: Path) -> None:
