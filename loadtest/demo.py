@@ -38,6 +38,8 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 def settings_of(store: Path, seconds: float) -> dict[str, object]:
     """Settings of the demo's server: a day in `seconds`, so polling and dwell are shortened likewise."""
     return {
+        # The usual folder, so that `jouleserve tune` and `conserve` find this server.
+        "server.run_dir": "var/run",
         "model.store": store,
         "grid.provider": "replay",
         "grid.replay_path": GRID_DAY,
