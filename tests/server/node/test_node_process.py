@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from server.node.client import conservation, scrape, total
+from server.node import wire
 from server.node.metrics import METRICS
 from server.node.service import LOCK_FILE, PORT_FILE
 
@@ -52,6 +54,22 @@ asyncio.run(main())
 """
 
 
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def total(samples: Samples, name: str, **labels: str) -> float:
+    """The sum of all samples called `name` that carry these labels (`class` as `class_`); 0 without any."""
+    wanted = {(key.rstrip("_"), value) for key, value in labels.items()}
+    return sum(value for (found, pairs), value in samples.items() if found == name and wanted <= pairs)
+
+
+def conservation(base_url: str, since: str = "") -> dict[str, Any]:
+    query = f"?since={since}" if since else ""
+    with urlopen(f"{base_url}/conservation{query}", timeout=PATIENCE_S) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
 def eventually(holds: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
@@ -81,8 +99,14 @@ class Node:
         except (FileNotFoundError, ValueError):
             return None
 
-    def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        return scrape(f"{self.url}/metrics")
+    def samples(self) -> Samples:
+        with urlopen(f"{self.url}/metrics", timeout=PATIENCE_S) as answer:
+            text = answer.read().decode()
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
 
     def value(self, name: str, **labels: str) -> float:
         return total(self.samples(), name, **labels)
@@ -139,12 +163,12 @@ def running(run_dir: Path, replicas: int, *arguments: str) -> Iterator[tuple[Nod
         node.stop()
 
 
-def counters(node: Node) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+def counters(node: Node) -> Samples:
     ends = ("_total", "_bucket", "_count", "_sum")
     return {key: value for key, value in node.samples().items() if key[0].endswith(ends)}
 
 
-def assert_nothing_went_back(before: dict[tuple[str, frozenset[tuple[str, str]]], float], node: Node) -> None:
+def assert_nothing_went_back(before: Samples, node: Node) -> None:
     after = counters(node)
     assert {key: (was, after.get(key)) for key, was in before.items() if after.get(key, -1.0) < was} == {}
 
@@ -243,6 +267,30 @@ def test_a_node_that_is_restarted_goes_on_where_it_was(tmp_path: Path, how: str)
             assert heir.stop() == 0
 
 
+def test_joules_of_a_window_that_is_open_when_the_node_is_killed_stay_in_the_books(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with running(run_dir, 1, "--persist-seconds=3600", "--tick-seconds=0.5") as (node, (replica,)):
+        replica.process.send_signal(signal.SIGSTOP)
+        eventually(lambda: conservation(node.url)["pending_joules"] > 0, "a window is open")
+        node.kill()
+        heir = Node(run_dir)
+        try:
+            assert heir.value("jouleserve_unattributed_joules_total", reason="lost_at_restart") > 0
+            assert conservation(heir.url)["error_ratio"] == 0
+        finally:
+            assert heir.stop() == 0
+
+
+def test_a_run_folder_too_long_for_a_socket_works_like_any_other(tmp_path: Path) -> None:
+    run_dir = tmp_path / ("d" * 100)
+    with running(run_dir, 1) as (node, (replica,)):
+        replica.answer(5)
+        eventually(lambda: answered(node) == 5, "all requests are counted")
+        assert (wire.socket_dir(run_dir) / wire.NODE_SOCKET).is_socket()
+        replica.process.communicate()
+    assert not wire.socket_dir(run_dir).exists()
+
+
 def test_sockets_that_dead_replicas_left_are_taken_away_at_start(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
@@ -286,11 +334,12 @@ def test_it_leaves_when_the_driver_and_all_replicas_are_gone(tmp_path: Path) -> 
         ("--port=70000", "port"),
         ("--tick-seconds=0", "tick_seconds"),
         ("--cpu-family=z80", "cpu_family"),
-        ("--source=nvml", "nvml"),
+        ("--source=rapl", "powercap"),
     ],
 )
 def test_wrong_arguments_are_named_and_nothing_starts(tmp_path: Path, argument: str, field: str) -> None:
     command = [sys.executable, "-m", "server.node", f"--run-dir={tmp_path / 'run'}", "--port=0", argument]
+    command.append(f"--powercap-root={tmp_path / 'no-powercap'}")
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert found.returncode == 2
     assert field in found.stderr
