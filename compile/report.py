@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import models
 from models.manifest import Manifest, Variant
 from models.store import Version
 
@@ -72,6 +73,7 @@ def figures(manifest: Manifest) -> dict[str, Any]:
     left_out = {"latency", "parameters", "macs_per_text"}
     return {
         "family": manifest.family,
+        "command": _command(manifest.family),
         "created_utc": manifest.created_utc,
         "cpu": manifest.target_cpu.model,
         "dataset_sha256": manifest.dataset_sha256,
@@ -88,6 +90,12 @@ def figures(manifest: Manifest) -> dict[str, Any]:
         },
         "failed": {c["name"]: c["reason"] for c in manifest.candidates if "reason" in c},
     }
+
+
+def _command(family: str) -> str | None:
+    """The command that compiles a family whose recipe comes with the project."""
+    known = (Path(models.__file__).parent / "recipes" / f"{family}.yaml").is_file()
+    return f"jouleserve-compile run models/recipes/{family}.yaml" if known else None
 
 
 def _notes(manifest: Manifest) -> list[str]:

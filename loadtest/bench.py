@@ -31,6 +31,7 @@ from loadtest.wire_client import run_closed_loop
 from models.store import write_atomic
 
 LOAD_TIMEOUT_S = 300.0
+SETTLE_S = 20.0
 
 console = Console()
 
@@ -92,7 +93,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 one[str(clients)] = load(served, share, clients)
             rounds.append(one)
         console.print(f"idle for {options.idle_seconds:g} s")
-        time.sleep(5)
+        time.sleep(SETTLE_S)
         resting = idle(served, options.idle_seconds)
     return {"rounds": rounds, "idle": resting, "settings": vars(options), "machine": machine()}
 

@@ -65,8 +65,8 @@ def lean_environment(run_dir: Path, ports: InnerPorts) -> dict[str, str]:
         # The request path logs nothing; what is logged goes to files.
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-        # Periods of things that only watch. 1 s control loop: dial changes and restarts still take about a second.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
+        # Periods of things that only watch. 2 s control loop: dial changes and restarts take about as long.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "2",
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "60000",
         "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "60",
         "RAY_enable_metrics_collection": "0",
@@ -74,9 +74,9 @@ def lean_environment(run_dir: Path, ports: InnerPorts) -> dict[str, str]:
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
-        "RAY_raylet_report_resources_period_milliseconds": "1000",
-        "RAY_raylet_report_loads_period_milliseconds": "1000",
-        "RAY_gcs_pull_resource_loads_period_milliseconds": "1000",
+        "RAY_raylet_report_resources_period_milliseconds": "3000",
+        "RAY_raylet_report_loads_period_milliseconds": "3000",
+        "RAY_gcs_pull_resource_loads_period_milliseconds": "3000",
         "RAY_health_check_period_ms": "5000",
         "RAY_metrics_report_interval_ms": "60000",
         "RAY_task_events_report_interval_ms": "0",

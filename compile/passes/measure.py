@@ -22,6 +22,7 @@ class Measure(Pass):
     """graphs by variant name -> per variant CPU-seconds and joules per 1,000 texts, latency cells, cost model."""
 
     name = "measure"
+    version = 2
 
     def __init__(self, spec: MeasureSpec, max_tokens: int, cpu_model: str) -> None:
         self.spec, self.max_tokens, self.cpu_model = spec, max_tokens, cpu_model

@@ -212,3 +212,25 @@ def test_bad_input_ends_with_exit_code_2_names_the_field_and_writes_nothing(
     assert "Remedy: " in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.yaml"]
+
+
+def test_a_pair_task_compiles_and_its_graphs_ask_for_token_types(
+    tiny_base: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    from compile.pipeline import compile_recipe
+    from compile.recipe import parse_recipe
+
+    rows = [
+        ("please the account", second, i % 2) for i in range(150) for second in [("refund now", "late parcel")[i % 2]]
+    ]
+    data = tmp_path / "pairs.csv"
+    data.write_text("text,text_b,label\n" + "".join(f"{a},{b},{label}\n" for a, b, label in rows))
+    recipe = make_recipe(tiny_base, data)
+    recipe["variants"] = [{"name": "full"}]
+    recipe["finetune"]["epochs"] = 3
+    result = compile_recipe(parse_recipe(recipe, None, {}), Store(tmp_path / "store"), tmp_path / "work")
+    manifest = result.version.manifest
+    assert manifest.pair
+    assert manifest.inputs == ("input_ids", "attention_mask", "token_type_ids")
+    assert manifest.labels == ("0", "1")
+    assert manifest.teacher_accuracy > 0.9
