@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 120.0
 
 
 class Served:

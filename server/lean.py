@@ -65,8 +65,8 @@ def lean_environment(run_dir: Path, ports: InnerPorts) -> dict[str, str]:
         # The request path logs nothing; what is logged goes to files.
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-        # Periods of things that only watch. 2 s control loop: dial changes and restarts take about as long.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "2",
+        # Periods of things that only watch. 1 s control loop: dial changes and restarts still take about a second.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "60000",
         "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "60",
         "RAY_enable_metrics_collection": "0",

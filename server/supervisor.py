@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,8 @@ class Supervisor:
         self._say = say
         self._run_dir = self._settings.server.run_dir
         self._stopping = asyncio.Event()
+        self._using_ray = threading.Lock()
+        self._ending = False
         # The same for every deploy of this run: changed orders then reconfigure replicas instead of replacing them.
         self._code_version = hashlib.sha256(f"{os.getpid()}-{time.time_ns()}".encode()).hexdigest()[:12]
         self._conductor = Conductor(self._settings, self._hand_over, say)
@@ -90,15 +93,26 @@ class Supervisor:
         raise StartError(f"{url} does not answer; Ray Serve's logs are in /tmp/ray/session_latest/logs/serve")
 
     async def _hand_over(self, orders: Orders) -> None:
+        await asyncio.to_thread(self._deploy, orders)
+
+    def _deploy(self, orders: Orders) -> None:
         from server.deployment import deploy
 
-        await asyncio.to_thread(deploy, self._settings, orders, code_version=self._code_version)
+        with self._using_ray:
+            # A call to Serve after Ray has stopped would start another Ray, which nobody would end.
+            if not self._ending:
+                deploy(self._settings, orders, code_version=self._code_version)
+
+    def _stop_ray(self, module: Any) -> None:
+        self._ending = True
+        with self._using_ray:
+            module.stop_ray()
 
     async def _stop(self) -> None:
         self._say("stopping: answering what was accepted")
         module: Any = sys.modules.get("server.deployment")
         if module is not None:
-            await asyncio.to_thread(module.stop_ray)
+            await asyncio.to_thread(self._stop_ray, module)
         await self._node.stop()
         shutil.rmtree(proxy_dir(self._run_dir), ignore_errors=True)
         self._say("stopped")

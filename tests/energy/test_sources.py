@@ -126,7 +126,7 @@ def test_nvml_counts_microjoules_per_gpu_and_names_the_gpu_without_a_counter(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     nvml = FakeNvml([1500, None, 42])
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="energy"):
         source = NvmlSource(load=lambda: nvml, clock_ns=Clock())
     assert {r.domain.device: r.energy_uj for r in source.read()} == {"gpu-0": 1_500_000, "gpu-2": 42_000}
     assert "gpu-1" in caplog.text
@@ -136,7 +136,7 @@ def test_nvml_counts_microjoules_per_gpu_and_names_the_gpu_without_a_counter(
 
 
 def test_nvml_says_that_a_partitioned_gpu_is_counted_as_a_whole(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="energy"):
         NvmlSource(load=lambda: FakeNvml([1], mig=True), clock_ns=Clock())
     assert "MIG" in caplog.text
 

@@ -132,7 +132,7 @@ def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
 
 def test_a_misspelt_section_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JOULESERVE_SERVR__PORT", "1")
-    with pytest.raises(SettingsError, match="JOULESERVE_SERVR__PORT: names no section"):
+    with pytest.raises(SettingsError, match="JOULESERVE_SERVR__PORT: names no setting"):
         load(folder=tmp_path)
 
 

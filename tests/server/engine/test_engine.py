@@ -77,8 +77,6 @@ async def test_fifty_equal_requests_at_once_are_one_computation(family: Family) 
     assert sorted(answer.cache for answer in answers) == ["miss"] + ["shared"] * 49
     assert len(gates["full"].rows) == 1
     assert usage.outcomes == {"ok": 1, "cached": 49}
-    dearest = max(answers, key=lambda answer: answer.cpu_ns)
-    assert dearest.cache == "miss"
 
 
 async def test_equal_texts_in_one_request_are_one_computation(family: Family) -> None:
