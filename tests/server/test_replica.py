@@ -98,7 +98,7 @@ async def test_without_a_run_folder_it_answers_all_the_same(store: Store) -> Non
     version, settings = publish_tiny_family(store), settings_for(store)
     shutil.rmtree(settings.server.run_dir)
     async with replica_of(settings, orders(version)) as (_, client):
-        await ask(client)
+        assert (await ask(client)).status_code == 200
 
 
 async def test_the_dial_and_the_bounds_follow_the_orders(store: Store) -> None:
@@ -248,7 +248,9 @@ async def test_stopping_answers_what_was_accepted_and_ends_the_threads(store: St
 
 
 async def test_a_replica_that_never_started_can_be_stopped(store: Store) -> None:
-    await Replica(settings_for(store)).stop()
+    replica = Replica(settings_for(store))
+    await replica.stop()
+    assert replica.engine is None
 
 
 def test_orders_survive_the_way_through_user_config(store: Store) -> None:
