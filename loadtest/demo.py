@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, default=Path("var/store"))
     parser.add_argument("--folder", type=Path, default=Path("var/demo"))
-    parser.add_argument("--seconds", type=float, default=72.0, help="how long the replayed day takes")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long the replayed day takes")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--metrics-port", type=int, default=9400)

@@ -35,9 +35,9 @@ class SupportSettings:
     """Size and difficulty of the set; every rate is a probability per sentence."""
 
     seed: int = 7
-    train_rows: int = 2520
-    validation_rows: int = 420
-    test_rows: int = 1064
+    train_rows: int = 2100
+    validation_rows: int = 392
+    test_rows: int = 1512
     frame_rate: float = 0.45
     opener_rate: float = 0.2
     closer_rate: float = 0.2
