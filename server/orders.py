@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from models.store import write_atomic
 from server.shaping.policy import DialState
 from server.shaping.tuning import Tunables
 
@@ -40,3 +43,12 @@ class Orders:
             DialState.from_dict(config["dial"]),
             config["version"],
         )
+
+    def save(self, path: Path) -> None:
+        """Write them atomically, for replicas that start later."""
+        write_atomic(path, json.dumps(self.to_user_config()).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Orders:
+        """Read what `save` wrote. Raises OSError, SettingsError, ValueError or KeyError if it cannot be used."""
+        return cls.from_user_config(json.loads(path.read_bytes()))

@@ -87,6 +87,8 @@ class Replica:
         async with self._reconfiguring:
             assert self._orders is not None
             orders = orders.after(self._orders)
+            if orders == self._orders:
+                return
             family, dial = engine.family, orders.dial
             if orders.version == family.version:
                 self._refused_version = None

@@ -275,6 +275,11 @@ class Settings(BaseSettings):
         return self.grid.cache_path or self.server.run_dir / "grid-cache.json"
 
     @property
+    def orders_path(self) -> Path:
+        """File of the orders in force, for replicas that start while the server runs."""
+        return self.server.run_dir / "orders.json"
+
+    @property
     def tuning_path(self) -> Path:
         """The watched file through which settings change while the server runs."""
         return self.server.run_dir / "tuning.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import shutil
 import signal
@@ -39,8 +38,6 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._using_ray = threading.Lock()
         self._ending = False
-        # The same for every deploy of this run: changed orders then reconfigure replicas instead of replacing them.
-        self._code_version = hashlib.sha256(f"{os.getpid()}-{time.time_ns()}".encode()).hexdigest()[:12]
         self._conductor = Conductor(self._settings, self._hand_over, say)
         check_ports(self._settings)
         self._node = NodeChild(self._settings)
@@ -73,7 +70,8 @@ class Supervisor:
             from server.deployment import deploy, start_ray
 
             start_ray(self._settings, cpus=max(2, os.cpu_count() or 1))
-            deploy(self._settings, self._conductor.orders, code_version=self._code_version)
+            self._conductor.orders.save(self._settings.orders_path)
+            deploy(self._settings, self._conductor.orders)
         except (RuntimeError, ValueError, TimeoutError, OSError) as error:
             raise StartError(
                 f"Ray Serve did not come up: {error}; its logs are in /tmp/ray/session_latest/logs/serve"
@@ -93,15 +91,16 @@ class Supervisor:
         raise StartError(f"{url} does not answer; Ray Serve's logs are in /tmp/ray/session_latest/logs/serve")
 
     async def _hand_over(self, orders: Orders) -> None:
-        await asyncio.to_thread(self._deploy, orders)
+        await asyncio.to_thread(self._tell, orders)
 
-    def _deploy(self, orders: Orders) -> None:
-        from server.deployment import deploy
+    def _tell(self, orders: Orders) -> None:
+        from server.deployment import tell
 
         with self._using_ray:
             # A call to Serve after Ray has stopped would start another Ray, which nobody would end.
             if not self._ending:
-                deploy(self._settings, orders, code_version=self._code_version)
+                orders.save(self._settings.orders_path)
+                tell(orders)
 
     def _stop_ray(self, module: Any) -> None:
         self._ending = True
