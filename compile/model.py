@@ -35,12 +35,15 @@ class Classifier(nn.Module):
         """Logits [rows, labels] and pooled vectors [rows, hidden] of int64 inputs [rows, tokens]."""
         options = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
-        if self.pooling == "cls":
-            pooled = states[:, 0]
-        else:
-            weights = attention_mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        pooled = self.pool(states, attention_mask)
         return self.head(pooled), pooled
+
+    def pool(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+        """One vector a text [rows, hidden] of token states [rows, tokens, hidden]."""
+        if self.pooling == "cls":
+            return states[:, 0]
+        weights = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from compile.errors import RecipeError
 from models.manifest import NAME_PATTERN
 
-GraphForm = Literal["torchscript", "mha", "dynamo"]
+GraphForm = Literal["ragged", "torchscript", "mha", "dynamo"]
 Share = Annotated[float, Field(ge=0, le=1)]
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -95,7 +95,7 @@ class VariantSpec(_Strict):
 class ExportSpec(_Strict):
     """How the graph is written."""
 
-    forms: tuple[GraphForm, ...] = Field(default=("torchscript", "mha", "dynamo"), min_length=1)
+    forms: tuple[GraphForm, ...] = Field(default=("ragged", "torchscript", "mha", "dynamo"), min_length=1)
     """Graph forms to try; the one that measures cheapest at the data's lengths is published."""
     opset: int = Field(default=18, ge=17, le=23)
 
@@ -117,7 +117,7 @@ class MeasureSpec(_Strict):
     """How variants are measured."""
 
     batch_rows: int = Field(default=16, ge=1, le=256)
-    """Rows of a batch as served (length-sorted)."""
+    """Rows of a batch as served."""
     repeats: int = Field(default=3, ge=1, le=50)
     texts: int = Field(default=1024, ge=16)
     """Texts (of the test split) whose CPU time is measured."""

@@ -1,8 +1,9 @@
-"""Tokenizing and batching exactly as the server does it: length-sorted batches, padded to the longest row."""
+"""Tokenizing and batching as the server does it: neighbours in length share a batch, padded to its longest row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tokenizers import Tokenizer
 from compile.data.dataset import Split
 
 Ints = NDArray[np.int64]
+
+# With 64 clients, two workers and batches of 16, about so many batches' worth of texts wait when one is formed.
+_WAITING_BATCHES = 3
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,22 @@ def feed(encoded: Encoded, rows: Sequence[int], pad: int) -> dict[str, Ints]:
     return made
 
 
+def sorted_batches(encoded: Encoded, rows_per_batch: int) -> Iterator[list[int]]:
+    """Row numbers of every batch when all rows are sorted by length: as little padding as can be."""
+    yield from _cut(encoded, range(len(encoded)), rows_per_batch)
+
+
 def served_batches(encoded: Encoded, rows_per_batch: int) -> Iterator[list[int]]:
-    """Row numbers of every batch when rows are sorted by length, as a busy server forms them."""
-    order = sorted(range(len(encoded)), key=lambda i: (len(encoded.ids[i]), i))
+    """Row numbers of every batch as a busy server forms them: rows come in no order of length, and of those that wait,
+    `_WAITING_BATCHES` batches' worth, neighbours in length share a batch. The same at each call."""
+    order = list(range(len(encoded)))
+    random.Random(0).shuffle(order)
+    window = rows_per_batch * _WAITING_BATCHES
+    for start in range(0, len(order), window):
+        yield from _cut(encoded, order[start : start + window], rows_per_batch)
+
+
+def _cut(encoded: Encoded, rows: Iterable[int], rows_per_batch: int) -> Iterator[list[int]]:
+    order = sorted(rows, key=lambda i: (len(encoded.ids[i]), i))
     for start in range(0, len(order), rows_per_batch):
         yield order[start : start + rows_per_batch]

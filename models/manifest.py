@@ -39,6 +39,7 @@ class CostModel(_Frozen):
     fixed_ns: float = Field(ge=0)
     linear_ns: float = Field(ge=0)
     quadratic_ns: float = Field(ge=0)
+    padding_share: float = Field(default=1.0, ge=0, le=1, description="cost of a padded token / of a real one")
 
     def weight(self, tokens: int) -> float:
         """Predicted CPU nanoseconds of one text of `tokens` tokens; positive for any length >= 1."""

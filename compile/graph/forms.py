@@ -3,6 +3,7 @@
 `torchscript`  the old tracer's graph, plain attention
 `dynamo`       torch.export's graph, plain attention
 `mha`          torch.export's graph with one `com.microsoft::MultiHeadAttention` node a layer
+`ragged`       the tracer's graph without padding outside attention (see `compile.graph.ragged`)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from compile.graph.ragged import RAGGED, RaggedServed
 from compile.model import Classifier
 
 _PLAIN, _MHA = "jouleserve_plain", "jouleserve_mha"
@@ -85,15 +87,15 @@ def input_names(pair: bool) -> tuple[str, ...]:
 def export_form(model: Classifier, form: str, pair: bool, opset: int, path: Path) -> None:
     """Write `model` as an fp32 ONNX file with free `rows` and `tokens` axes, in the given form."""
     # The wrapper goes to eval mode, not the model alone: the exporter restores the wrapper's own training flag.
-    wrapper = _Served(model).eval()
-    model.attend_with(_MHA if form == "mha" else _PLAIN)
+    wrapper = (RaggedServed(model, _MASKED) if form == "ragged" else _Served(model)).eval()
+    model.attend_with({"mha": _MHA, "ragged": RAGGED}.get(form, _PLAIN))
     names = input_names(pair)
     ids = torch.tensor([[101, 2023, 2003, 1037, 102], [101, 7592, 102, 0, 0], [101, 3437, 2009, 102, 0]])
     ids = ids.clamp(max=int(getattr(model.config, "vocab_size", ids.max())) - 1)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
     sample = (ids, mask, torch.zeros_like(ids))[: len(names)]
     with _quiet(), torch.no_grad():
-        if form == "torchscript":
+        if form in ("torchscript", "ragged"):
             axes = {name: {0: "rows", 1: "tokens"} for name in names} | {"logits": {0: "rows"}}
             torch.onnx.export(
                 wrapper,

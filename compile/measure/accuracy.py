@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.text import Encoded, feed, served_batches
+from compile.text import Encoded, feed, served_batches, sorted_batches
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -40,7 +40,7 @@ def torch_outputs(
     done = 0
     model.eval()
     with torch.inference_mode():
-        for rows in served_batches(encoded, _TORCH_ROWS):
+        for rows in sorted_batches(encoded, _TORCH_ROWS):
             tensors = {name: torch.from_numpy(array) for name, array in feed(encoded, rows, pad).items()}
             made = [part.numpy() for part in model(**tensors)]
             if logits is None or pooled is None:

@@ -47,7 +47,7 @@ def this_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> TargetCpu:
 def served_cpu_seconds(
     sessions: Mapping[str, InferenceSession], encoded: Encoded, pad: int, rows_per_batch: int, repeats: int
 ) -> dict[str, float]:
-    """CPU-seconds per 1,000 texts of every graph, one thread, length-sorted batches.
+    """CPU-seconds per 1,000 texts of every graph, one thread, batches as a busy server forms them.
 
     The graphs take turns within each repeat, so that a disturbance hits all of them; the least of the repeats counts,
     since a disturbance only ever adds.
@@ -83,6 +83,26 @@ def latency_cells(
                 least = min(_timed(session, arrays) for _ in range(repeats))
             cells.append(LatencyCell(rows=rows, tokens=tokens, cpu_ms_per_text=least * _MS_PER_S / rows))
     return tuple(cells)
+
+
+def padding_share(session: InferenceSession, names: Sequence[str], vocabulary: int, repeats: int) -> float:
+    """What a padded token costs, as a share of a real one (0 to 1), at 16 rows of 16 to 32 tokens."""
+    rows, short, long = 16, 16, 32
+    ids = np.random.default_rng(0).integers(0, vocabulary, (rows, long), dtype=np.int64)
+    mask: NDArray[np.int64] = np.ones_like(ids)
+
+    def spent(tokens: int, real: int) -> float:
+        cut = mask[:, :tokens].copy()
+        cut[:, real:] = 0
+        given = {"input_ids": ids[:, :tokens].copy(), "attention_mask": cut, "token_type_ids": np.zeros_like(cut)}
+        return _timed(session, {name: given[name] for name in names})
+
+    shapes = ((long, long), (long, short), (short, short))
+    runs = [[spent(*shape) for shape in shapes] for _ in range(repeats + 1)][1:]
+    full, padded, least = (min(column) for column in zip(*runs, strict=True))
+    if full <= least:
+        return 1.0
+    return min(1.0, max(0.0, (padded - least) / (full - least)))
 
 
 def _timed(session: InferenceSession, arrays: Mapping[str, NDArray[np.int64]]) -> float:

@@ -24,6 +24,7 @@ class Evaluate(Pass):
     """
 
     name = "evaluate"
+    version = 2
 
     def __init__(self, batch_rows: int, min_agreement: float, min_relative_accuracy: float) -> None:
         self.batch_rows = batch_rows

@@ -8,7 +8,7 @@ from typing import Any
 
 from compile.graph.forms import input_names
 from compile.graph.sessions import open_session
-from compile.measure.cpu import fit_cost, latency_cells, served_cpu_seconds
+from compile.measure.cpu import fit_cost, latency_cells, padding_share, served_cpu_seconds
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.export import FILE
 from compile.recipe import MeasureSpec
@@ -16,13 +16,14 @@ from compile.text import Encoded
 from energy.meter import measure_process
 
 _CELL_REPEATS = 2
+_PADDING_REPEATS = 7
 
 
 class Measure(Pass):
     """graphs by variant name -> per variant CPU-seconds and joules per 1,000 texts, latency cells, cost model."""
 
     name = "measure"
-    version = 2
+    version = 3
 
     def __init__(self, spec: MeasureSpec, max_tokens: int, cpu_model: str) -> None:
         self.spec, self.max_tokens, self.cpu_model = spec, max_tokens, cpu_model
@@ -47,11 +48,12 @@ class Measure(Pass):
         for at, (name, session) in enumerate(sessions.items()):
             context.progress(at / len(sessions), f"batch shapes of {name}")
             cells = latency_cells(session, names, vocabulary, self.max_tokens, _CELL_REPEATS)
+            padded = padding_share(session, names, vocabulary, _PADDING_REPEATS)
             variants[name] = {
                 "cpu_seconds_per_1k": spent[name],
                 "joules_per_1k": None if per_cpu_second is None else spent[name] * per_cpu_second,
                 "latency": [cell.model_dump() for cell in cells],
-                "cost": fit_cost(cells).model_dump(),
+                "cost": {**fit_cost(cells).model_dump(), "padding_share": padded},
             }
         return {
             "variants": variants,

@@ -26,6 +26,7 @@ class ProbeForms(Pass):
     """
 
     name = "probe_forms"
+    version = 2
 
     def __init__(self, forms: tuple[str, ...], opset: int, reduce_range: bool, repeats: int, cpu_model: str) -> None:
         self.forms, self.opset, self.reduce_range = forms, opset, reduce_range

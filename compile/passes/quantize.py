@@ -32,7 +32,7 @@ class Quantize(Pass):
     """
 
     name = "quantize"
-    version = 4
+    version = 5
 
     def __init__(self, spec: QuantizeSpec, reduce_range: bool, batch_rows: int) -> None:
         self.spec, self.reduce_range, self.batch_rows = spec, reduce_range, batch_rows

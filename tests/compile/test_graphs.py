@@ -25,7 +25,7 @@ from compile.passes.base import Artifact, Context  # noqa: E402
 from compile.passes.export import FILE, Export, largest_difference, masked_row_infinities, sample_inputs  # noqa: E402
 from compile.runner import Runner  # noqa: E402
 
-FORMS = ("torchscript", "dynamo", "mha")
+FORMS = ("torchscript", "dynamo", "mha", "ragged")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def test_dropping_layers_keeps_the_named_ones_in_order(exported: Exported, tmp_p
     assert load(tmp_path / "short").layer_count == 2
 
 
-@pytest.mark.parametrize("form", ["torchscript", "mha"])
+@pytest.mark.parametrize("form", ["torchscript", "mha", "ragged"])
 def test_int8_stays_close_keeps_the_head_and_is_smaller(exported: Exported, tmp_path: Path, form: str) -> None:
     source, target = exported.files[form], tmp_path / "int8.onnx"
     head = head_nodes(source)
@@ -182,7 +182,7 @@ def test_int8_stays_close_keeps_the_head_and_is_smaller(exported: Exported, tmp_
     assert masked_row_infinities(target, exported.context) == 0
 
 
-@pytest.mark.parametrize("form", ["torchscript", "mha"])
+@pytest.mark.parametrize("form", ["torchscript", "mha", "ragged"])
 def test_smoothing_changes_no_fp32_answer_and_lowers_the_rounding_error(
     exported: Exported, tmp_path: Path, form: str
 ) -> None:

@@ -9,18 +9,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compile.data.dataset import Split
-from compile.text import Encoded, encode, feed, load_tokenizer, pad_id, served_batches
+from compile.text import Encoded, encode, feed, load_tokenizer, pad_id, served_batches, sorted_batches
 from compile.training import epoch_batches
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=100), st.integers(1, 20))
 def test_every_row_is_in_one_batch_and_lengths_rise(lengths: list[int], rows: int) -> None:
     encoded = Encoded(tuple(tuple(range(n)) for n in lengths))
-    batches = list(served_batches(encoded, rows))
+    batches = list(sorted_batches(encoded, rows))
     order = [i for batch in batches for i in batch]
     assert sorted(order) == list(range(len(lengths)))
     assert [lengths[i] for i in order] == sorted(lengths)
     assert all(len(batch) == rows for batch in batches[:-1])
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 20))
+def test_served_batches_hold_every_row_once_sort_only_what_waits_and_are_the_same_again(
+    lengths: list[int], rows: int
+) -> None:
+    encoded = Encoded(tuple(tuple(range(n)) for n in lengths))
+    batches = list(served_batches(encoded, rows))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert batches == list(served_batches(encoded, rows))
+    for first in range(0, len(batches), 3):
+        waiting = [lengths[i] for batch in batches[first : first + 3] for i in batch]
+        assert waiting == sorted(waiting)
+        assert len(waiting) == min(3 * rows, len(lengths) - first * rows)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=200), st.integers(1, 9), st.integers(0, 3))
