@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_EXTRAS := compile,loadtest
-DEV_EXTRAS := compile,loadtest,dev
+DEV_EXTRAS := compile,loadtest,grpc,otel,redis,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test check bench bench-peers runtimes peers chaos soak fuzz protos lock clean
 
 demo: $(VENV)/.ready-demo  ## compile the demo family, serve it, send load through a replayed grid day, show the joules
 	@$(BIN)/python -m loadtest.demo
@@ -20,8 +20,39 @@ check: $(VENV)/.ready-dev  ## style, types and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.ready-demo  ## what the server adds to raw ONNX Runtime, in one interleaved run
+BENCH_EXTRAS := compile,loadtest,grpc
+bench: $(VENV)/.ready-bench  ## what our server adds to raw ONNX Runtime, in one interleaved run
 	@$(BIN)/python -m loadtest.bench $(BENCH)
+
+bench-peers: $(VENV)/.ready-bench peers  ## the same beside other servers; their packages take 2 GB
+	@$(BIN)/python -m loadtest.bench --peers $(BENCH)
+
+runtimes: $(VENV)/.ready-bench peers  ## OpenVINO against ONNX Runtime on the demo's graphs
+	@$(BIN)/python -m loadtest.runtimes $(RUNTIMES)
+
+PEERS := .venv-peers
+peers: $(PEERS)/.ready
+$(PEERS)/.ready: loadtest/peers/requirements.lock
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
+
+fuzz: $(VENV)/.ready-dev  ## 10,000 made-up requests against a real server; no undocumented answer, and it lives
+	@$(BIN)/python -m loadtest.fuzz $(FUZZ)
+
+PROTOS := server/rpc/proto
+protos: $(VENV)/.ready-dev  ## write the gRPC messages' code from the .proto files
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(PROTOS)/open_inference.proto $(PROTOS)/predictor.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --grpc_python_out=. $(PROTOS)/predictor.proto
+	@# Into our own descriptor pool; see pool.py there.
+	sed -i -e 's/^from google.protobuf import descriptor_pool as _descriptor_pool$$/from server.rpc.proto.pool import POOL as _POOL/' \
+	  -e 's/_descriptor_pool\.Default()/_POOL/' $(PROTOS)/*_pb2.py
+
+chaos: $(VENV)/.ready-demo  ## overload, new versions, signals, kills and more against real servers, with figures
+	@$(BIN)/python -m loadtest.chaos $(CHAOS)
+
+soak: $(VENV)/.ready-demo  ## half an hour at half the capacity: memory and metric series must not grow
+	@$(BIN)/python -m loadtest.soak $(SOAK)
 
 lock: $(VENV)/.ready-dev  ## write the versions that are installed now
 	@( sed -n '/^#/p' requirements.lock; \
@@ -35,9 +66,13 @@ $(VENV)/.ready-demo: pyproject.toml requirements.lock | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint requirements.lock --editable '.[$(DEMO_EXTRAS)]'
 	@touch $@
 
+$(VENV)/.ready-bench: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint requirements.lock --editable '.[$(BENCH_EXTRAS)]'
+	@touch $@ $(VENV)/.ready-demo
+
 $(VENV)/.ready-dev: pyproject.toml requirements.lock | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint requirements.lock --editable '.[$(DEV_EXTRAS)]'
-	@touch $@ $(VENV)/.ready-demo
+	@touch $@ $(VENV)/.ready-demo $(VENV)/.ready-bench
 
 clean:  ## forget what was built (not the environment)
 	rm -rf var .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -103,8 +103,8 @@ def _notes(manifest: Manifest) -> list[str]:
     source = e.energy_source or "unmeasured"
     band = "" if e.energy_relative_uncertainty is None else f", ±{e.energy_relative_uncertainty:.0%}"
     lines = [
-        f"- Joules are dynamic (above idling), source `{source}`{band}; CPU time is of one thread, length-sorted "
-        "batches, the least of several interleaved repeats.",
+        f"- Joules are dynamic (above idling), source `{source}`{band}; CPU time is of one thread, batches as a "
+        "busy server forms them, the least of several interleaved repeats.",
         "- Break-even: requests after which the joules spent on compiling the variant (its teacher included) are saved "
         "against serving the fp32 teacher.",
         f"- Graph form: {', '.join(f'{v.name} {v.graph_form}' for v in manifest.variants)}; "

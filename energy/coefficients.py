@@ -15,6 +15,8 @@ import yaml
 from energy.procfs import CpuModel
 
 DEFAULT_PATH = Path(__file__).with_name("coefficients.yaml")
+# libyaml's where PyYAML was built with it: the same safe subset, ten times as fast.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class CoefficientError(ValueError):
@@ -87,7 +89,7 @@ class Coefficients:
 def load_coefficients(path: Path = DEFAULT_PATH) -> Coefficients:
     """Read and check the table. Raises CoefficientError."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
         sources = {key: f"{row['name']} ({row['date']})" for key, row in tree["sources"].items()}
         rows = tuple(_row(row) for row in tree["families"])
         table = Coefficients(

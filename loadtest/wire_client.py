@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
-import orjson
 import uvloop
 
-from loadtest.client import Question
-
-_END = b"\r\n\r\n"
+END = b"\r\n\r\n"
+LAST_CHUNK = b"\r\n0\r\n\r\n"
 _LENGTH = b"content-length:"
 MOST_RECONNECTS = 3
 
 
 @dataclass
 class Tally:
-    """Latencies (seconds) of the replies with status 200, and how often each other status came."""
+    """Latencies (seconds) of the replies with status 200, and how often each other status came (0: no reply)."""
 
     latencies_s: list[float] = field(default_factory=list)
     failures: dict[int, int] = field(default_factory=dict)
@@ -35,15 +33,34 @@ class Tally:
         """Every reply."""
         return len(self.latencies_s) + sum(self.failures.values())
 
+    def count(self, status: int, latency_s: float) -> None:
+        """One reply more."""
+        if status == 200:
+            self.latencies_s.append(latency_s)
+        else:
+            self.failures[status] = self.failures.get(status, 0) + 1
 
-def encode(question: Question, host: str) -> bytes:
-    """One request as bytes."""
-    body = orjson.dumps({"inputs": question.text, "truncate": True})
-    head = (
-        f"POST /predict HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
-        f"x-quality: {question.quality}\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+
+def read_head(head: bytes) -> tuple[int, int | None]:
+    """Status and length of the body that follows; None for a body in chunks. Raises ValueError for neither."""
+    lower = head.lower()
+    status = int(lower[9:12])
+    at = lower.find(_LENGTH)
+    if at >= 0:
+        return status, int(lower[at + len(_LENGTH) :].split(b"\r\n", 1)[0])
+    if b"transfer-encoding: chunked" in lower:
+        return status, None
+    raise ValueError("a reply with neither content-length nor chunks")
+
+
+def status_if_complete(buffer: bytes) -> int | None:
+    """The status of the reply in `buffer`; None while some of it is missing."""
+    head_end = buffer.find(END)
+    if head_end < 0:
+        return None
+    status, length = read_head(buffer[:head_end])
+    whole = buffer.endswith(LAST_CHUNK) if length is None else len(buffer) >= head_end + len(END) + length
+    return status if whole else None
 
 
 class _Client(asyncio.Protocol):
@@ -71,23 +88,18 @@ class _Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        head_end = self._buffer.find(_END)
-        if head_end < 0:
+        try:
+            status = status_if_complete(self._buffer)
+        except ValueError:
+            self._transport.close()
+            self._fail()
             return
-        head = self._buffer[:head_end].lower()
-        at = head.find(_LENGTH)
-        if at < 0:
-            raise ValueError("a reply without content-length")
-        length = int(head[at + len(_LENGTH) :].split(b"\r\n", 1)[0])
-        if len(self._buffer) < head_end + len(_END) + length:
+        if status is None:
             return
-        status = int(head[9:12])
-        if status == 200:
-            self._tally.latencies_s.append(time.perf_counter() - self._sent)
-        else:
-            self._tally.failures[status] = self._tally.failures.get(status, 0) + 1
+        self._tally.count(status, time.perf_counter() - self._sent)
+        closes = b"connection: close" in self._buffer.partition(END)[0].lower()
         self._buffer, self._pending, self._reconnects = b"", None, 0
-        if b"connection: close" in head:
+        if closes:
             self._transport.close()
         else:
             self._send(next(self._requests, None))
@@ -111,18 +123,18 @@ class _Client(asyncio.Protocol):
         self._transport.write(request)
 
     def _fail(self) -> None:
-        self._tally.failures[0] = self._tally.failures.get(0, 0) + 1
+        self._tally.count(0, 0.0)
         if not self.done.done():
             self.done.set_result(None)
 
 
-def run_closed_loop(host: str, port: int, questions: Sequence[Question], clients: int, timeout_s: float) -> Tally:
-    """Send every question once through `clients` connections. Raises TimeoutError after `timeout_s` seconds."""
-    requests = iter([encode(question, f"{host}:{port}") for question in questions])
+def run_closed_loop(host: str, port: int, requests: Iterable[bytes], clients: int, timeout_s: float) -> Tally:
+    """Send every request once through `clients` connections. Raises TimeoutError after `timeout_s` seconds."""
+    source = iter(requests)
     tally = Tally()
 
     async def run() -> None:
-        crowd = [_Client((host, port), requests, tally) for _ in range(clients)]
+        crowd = [_Client((host, port), source, tally) for _ in range(clients)]
         started = time.perf_counter()
         async with asyncio.timeout(timeout_s):
             await asyncio.gather(*(client.connect() for client in crowd))

@@ -57,11 +57,12 @@ def up(
     family: Annotated[str | None, typer.Option(help="Family to serve (model.family).")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of published families (model.store).")] = None,
     edge: Annotated[bool, typer.Option("--edge", help="One process without Ray: small machines, low rates.")] = False,
+    grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC (server.grpc_port); none by default.")] = None,
     config: ConfigOption = None,
     assign: SetOption = [],  # noqa: B006 - typer reads the default
 ) -> None:
     """Start the server and serve until Ctrl-C."""
-    named = {"model.family": family, "model.store": store}
+    named = {"model.family": family, "model.store": store, "server.grpc_port": grpc_port}
     given = [f"{key}={value}" for key, value in named.items() if value is not None]
     settings = _settings(config, [*assign, *given]).settings
     _set_up_logging(settings.server.log_level)

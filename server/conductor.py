@@ -31,9 +31,13 @@ HandOver = Callable[[Orders], Awaitable[None]]
 
 def absolute(settings: Settings) -> Settings:
     """The settings with absolute folders: replicas have another working directory."""
-    server = settings.server.model_copy(update={"run_dir": settings.server.run_dir.resolve()})
+    keys = settings.server.api_keys_file
+    folders = {"run_dir": settings.server.run_dir.resolve(), "api_keys_file": keys and keys.absolute()}
+    server = settings.server.model_copy(update=folders)
     model = settings.model.model_copy(update={"store": settings.model.store.resolve()})
-    return settings.model_copy(update={"server": server, "model": model})
+    password = settings.cache.redis_password_file
+    cache = settings.cache.model_copy(update={"redis_password_file": password and password.absolute()})
+    return settings.model_copy(update={"server": server, "model": model, "cache": cache})
 
 
 class Conductor:
@@ -47,7 +51,7 @@ class Conductor:
         self._refused: set[tuple[str, int]] = set()
         self._handing_over = asyncio.Lock()
         self.deployed = False
-        version = self._open_model(say)
+        self.opened = version = self._open_model(say)
         self._points = points = version.manifest.points
         tunables = Tunables.of(settings)
         self._check(tunables)

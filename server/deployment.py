@@ -12,6 +12,7 @@ import structlog
 from ray import serve
 from ray.exceptions import RayActorError
 
+from server import lean_ray
 from server.config_problems import SettingsError
 from server.fast_lane import open_fast_lane
 from server.lean import APP_NAME, ray_init_arguments
@@ -34,6 +35,7 @@ class _Ingress:
         # Here, so that the driver, which only ships this class, does not load the runtime.
         from server.replica import Replica
 
+        lean_ray.in_replica()
         self._settings = Settings.model_validate(settings)
         self._replica = Replica(self._settings)
         self._lane: asyncio.Task[bool] | None = None
@@ -89,9 +91,8 @@ def start_ray(settings: Settings, *, cpus: int) -> None:
     """Start a Ray node and Serve's controller and proxy in it. The lean environment must be set already."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    lean_ray.in_driver(dashboard=settings.server.dashboard)
     ray.init(**ray_init_arguments(cpus=cpus, dashboard=settings.server.dashboard))
-    if not settings.server.dashboard:
-        _retire_watchers()
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": settings.server.host, "port": settings.server.port},
@@ -99,29 +100,16 @@ def start_ray(settings: Settings, *, cpus: int) -> None:
     )
 
 
-def _retire_watchers() -> None:
-    """End the processes that only watch: they idle at about 0.8 CPU-seconds a minute and hold 300 MiB.
-
-    The log monitor forwards log lines to drivers (switched off anyway), the monitor scales clusters, the dashboard's
-    head without its pages reports usage (switched off too). `ray.init` has no argument to leave them out.
-    """
-    from ray._private.worker import _global_node
-
-    for retire in ("kill_log_monitor", "kill_monitor", "kill_dashboard"):
-        kill = getattr(_global_node, retire, None)
-        if kill is not None:
-            kill(check_alive=False)
-
-
 def deploy(settings: Settings, orders: Orders) -> None:
     """Deploy, and wait until the application runs."""
     options: dict[str, Any] = {
         "name": APP_NAME,
-        "num_replicas": 1,
+        "num_replicas": settings.server.replicas,
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "ray_actor_options": {"num_cpus": 1},
         "user_config": orders.to_user_config(),
-        "health_check_period_s": 10,
+        # How long a replica that died may go unnoticed.
+        "health_check_period_s": 2,
         "health_check_timeout_s": 30,
         "graceful_shutdown_timeout_s": settings.server.drain_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.5,
@@ -163,6 +151,7 @@ def tell(orders: Orders) -> None:
 
 
 def stop_ray() -> None:
-    """Drain and end the replicas, then Serve, then Ray."""
-    serve.shutdown()
+    """Drain and end the replicas, then Serve, then Ray; harmless if it never came up."""
+    if ray.is_initialized():  # otherwise Serve would start another Ray to shut itself down in
+        serve.shutdown()
     ray.shutdown()

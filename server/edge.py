@@ -17,14 +17,19 @@ from energy.coefficients import CoefficientError
 from energy.domains import SourceUnavailable
 from server.api.fast_http import FastHttp
 from server.conductor import Conductor, absolute
+from server.exposure import check_exposure
+from server.fit import FitWatch
+from server.lifetime import Say, check_ports, run_until, take_signals
 from server.node.child import node_settings
+from server.node.figures import Figures
 from server.node.service import AlreadyRunning, NodeService
 from server.replica import Replica
 from server.settings import Settings
 from server.start_error import StartError
-from server.supervisor import Say, check_ports, run_until, take_signals
 
 START_TIMEOUT_S = 10.0
+ACCEPT_GRACE_S = 0.2
+"""Between the signal and the closing of the door: the kernel has accepted connections that the loop has yet to see."""
 
 
 class Edge:
@@ -37,10 +42,11 @@ class Edge:
         self._stopping = asyncio.Event()
         self._conductor = Conductor(self._settings, self._hand_over, say)
         check_ports(self._settings)
-        self._replica = Replica(self._settings)
+        check_exposure(self._settings, say)
+        self._replica = Replica(self._settings, self._conductor.opened)
 
     async def run(self) -> None:
-        """Start, serve until SIGINT or SIGTERM, answer what was accepted, stop."""
+        """Start, serve until SIGINT, SIGTERM or SIGHUP, answer what was accepted, stop."""
         server = self._settings.server
         server.run_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -58,8 +64,13 @@ class Edge:
             take_signals(self._stopping.set)  # uvicorn has taken them for itself at its start
             self._say(f"energy and metrics: http://{server.host}:{server.metrics_port}/metrics")
             self._say(f"answering: http://{server.host}:{server.port}/predict (edge: one process, no Ray)")
-            await run_until(self._stopping, self._conductor.run(), asyncio.shield(metering))
+            if server.grpc_port is not None:
+                self._say(f"gRPC: {server.host}:{server.grpc_port}")
+            fit = FitWatch(partial(_figures, node), self._say, edge=True)
+            await run_until(self._stopping, self._conductor.run(), asyncio.shield(metering), fit.run())
+            await fit.end()
             self._say("stopping: answering what was accepted")
+            await asyncio.sleep(ACCEPT_GRACE_S)
             http.should_exit = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(serving, server.drain_timeout_s)
@@ -88,6 +99,10 @@ class Edge:
         config.load()
         config.http_protocol_class = partial(FastHttp, self._replica.replies, config.http_protocol_class)  # type: ignore[assignment, arg-type]
         return uvicorn.Server(config)
+
+
+async def _figures(node: NodeService) -> Figures:
+    return node.figures()
 
 
 async def _wait_started(http: uvicorn.Server, serving: asyncio.Task[None]) -> None:

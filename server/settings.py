@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -42,11 +43,15 @@ class ServerSettings(Section):
     """Where the server listens and what it accepts."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. 0.0.0.0 opens the server, which has no authentication, to the network."""
+    """Address to listen on. 0.0.0.0 opens the server to the network: give it `api_keys_file` then. `/metrics` is
+    opened along with it and has no keys."""
     port: int = Field(default=8000, ge=1, le=65535)
     """TCP port of `/predict`."""
     metrics_port: int = Field(default=9400, ge=1, le=65535)
     """TCP port of the node process's `/metrics`. Must differ from `port`."""
+    grpc_port: int | None = Field(default=None, ge=1, le=65535)
+    """TCP port of gRPC (Open Inference Protocol and `jouleserve.v1`), straight to the replicas; null opens none. Needs
+    the `[grpc]` extra and some memory; a gRPC request costs more than an HTTP one."""
     run_dir: Path = Path("var/run")
     """Folder for sockets, logs, `grid.json` and `tuning.json`. Two servers must not share one."""
     drain_timeout_s: float = Field(default=20, gt=0, le=600)
@@ -61,11 +66,22 @@ class ServerSettings(Section):
     """Longest text, characters. Guards the tokenizer; what exceeds the model's tokens is cut or refused."""
     request_timeout_s: float = Field(default=10, gt=0, le=3600)
     """Seconds until a request that is still unanswered is given up (504). Shorter frees the queue earlier."""
+    api_keys_file: Path | None = None
+    """File of the API keys, one a line: `name: sha256:` and the hex digest of the key; mode 0600. Clients send
+    `Authorization: Bearer KEY`. Changes are followed within about a second; null lets everybody in."""
+    rate_limit_texts_per_s: float | None = Field(default=None, gt=0, le=1_000_000)
+    """Texts per second that a key may ask for in the long run, per replica; past it the answer is 429. Without keys
+    all clients share one limit; null sets none."""
+    rate_limit_burst_texts: int = Field(default=256, ge=1, le=1_000_000)
+    """Texts that a key may ask for at once after a pause. More lets clients come in bursts and the queue fill up."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged. `debug` writes a line per request and costs joules."""
     fast_lane: bool = True
     """Hand `/predict` to the engine past Ray Serve's per-request bookkeeping, which about doubles the cost of HTTP.
     Serve's own request metrics and autoscaling do not see such requests; `/metrics` does."""
+    replicas: int = Field(default=1, ge=1, le=64)
+    """Replicas under Ray Serve (edge mode has one). One uses every core already; two answer on while one that died is
+    replaced, which takes seconds, and cost about 200 MiB and 0.6 CPU-seconds a minute more."""
     dashboard: bool = False
     """Start Ray's dashboard. Handy for debugging; it alone idles at about 2.5 CPU-seconds a minute."""
 
@@ -73,6 +89,8 @@ class ServerSettings(Section):
     def _ports_differ(self) -> Self:
         if self.port == self.metrics_port:
             raise ValueError(f"metrics_port: {self.metrics_port} is also server.port; give another port")
+        if self.grpc_port in (self.port, self.metrics_port):
+            raise ValueError(f"grpc_port: {self.grpc_port} is also another port of the server; give another one")
         return self
 
 
@@ -99,13 +117,18 @@ class BatchingBounds(Section):
     max_queue_requests: int = Field(default=512, ge=1, le=100_000)
     """Requests that may wait; past it the answer is 429. Longer rides out bursts and lengthens the slowest
     replies."""
+    latency_objective_ms: float | None = Field(default=None, ge=1, le=3_600_000)
+    """Milliseconds that the 99th percentile should keep inside the server. With one, batches shrink where that saves
+    their oldest request, and requests are refused at once (429) where the slowest percent would take over 1.5 times as
+    long. Null answers all that the queue and the time limit allow, at the fewest joules."""
 
 
 class BatchingSettings(BatchingBounds):
     """How requests become batches."""
 
     workers: int | None = Field(default=None, ge=1, le=1024)
-    """One-thread model runners; null takes one per core. Fewer leaves cores to others."""
+    """One-thread model runners; null measures once how many pay on this machine, and takes one per core until then.
+    Fewer leaves cores to others."""
 
 
 class CacheBounds(Section):
@@ -123,6 +146,17 @@ class CacheSettings(CacheBounds):
 
     enabled: bool = True
     """Keep replies and answer equal requests from them. A hit costs next to no joules and some memory."""
+    redis_url: str | None = Field(default=None, pattern=r"^(rediss?://[^\s@]+|unix://[^\s@]+)$")
+    """Redis that replicas share answers through, such as redis://127.0.0.1:6379/0; null shares nothing. A lookup costs
+    each text that is not in memory up to 25 ms; worth it for costly models and several replicas. Needs `[redis]`."""
+    redis_password_file: Path | None = None
+    """File that holds the password of `redis_url`; null sends none."""
+
+    @model_validator(mode="after")
+    def _redis_installed(self) -> Self:
+        if self.redis_url is not None and find_spec("redis") is None:
+            raise ValueError("redis_url: needs the redis client; install jouleserve[redis]")
+        return self
 
 
 class Floors(Section):
@@ -236,6 +270,14 @@ class EnergySettings(Section):
     itself."""
 
 
+class TracingSettings(Section):
+    """Where OpenTelemetry spans go."""
+
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^@]+$")
+    """Base URL of a collector that takes OTLP over HTTP, such as http://127.0.0.1:4318; spans go to its /v1/traces.
+    Null follows OTEL_EXPORTER_OTLP_ENDPOINT, and where that is unset nothing is traced. Traced requests cost more."""
+
+
 class Settings(BaseSettings):
     """All settings, validated together. `server.config.load` makes it from the file and the environment."""
 
@@ -255,6 +297,7 @@ class Settings(BaseSettings):
     shaping: ShapingSettings = ShapingSettings()
     grid: GridSettings = GridSettings()
     energy: EnergySettings = EnergySettings()
+    tracing: TracingSettings = TracingSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -6,24 +6,24 @@ import asyncio
 import contextlib
 import os
 import shutil
-import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 
 from server.conductor import Conductor, absolute
+from server.exposure import check_exposure
+from server.fit import FitWatch
 from server.lean import InnerPorts, lean_environment, proxy_dir, write_haproxy_wrapper
+from server.lifetime import Say, check_ports, deaf_to_hangup, run_until, take_signals
 from server.node.child import NodeChild
+from server.node.figures import Figures, ask_node
 from server.orders import Orders
 from server.settings import Settings
 from server.start_error import StartError
 
-Say = Callable[[str], None]
 ANSWER_TIMEOUT_S = 30.0
 
 
@@ -40,10 +40,12 @@ class Supervisor:
         self._ending = False
         self._conductor = Conductor(self._settings, self._hand_over, say)
         check_ports(self._settings)
+        check_exposure(self._settings, say)
         self._node = NodeChild(self._settings)
+        self._fit = FitWatch(self._figures, say, edge=False)
 
     async def run(self) -> None:
-        """Start, serve until SIGINT or SIGTERM, stop. Raises StartError if something does not come up."""
+        """Start, serve until SIGINT, SIGTERM or SIGHUP, stop. Raises StartError if something does not come up."""
         self._run_dir.mkdir(parents=True, exist_ok=True)
         take_signals(self._stopping.set)
         try:
@@ -52,13 +54,20 @@ class Supervisor:
             await self._conductor.look()
             # On the main thread, and with nothing else to do meanwhile: Ray sets signal handlers of its own there,
             # under which SIGTERM would end this process at once; ours take their place again.
-            self._start_serve()
+            with deaf_to_hangup():
+                self._start_serve()
             take_signals(self._stopping.set)
             await self._wait_answering()
             self._say(f"answering: http://{_address(self._settings, 'port')}/predict")
-            await run_until(self._stopping, self._conductor.run(), self._node.keep_alive())
+            if self._settings.server.grpc_port is not None:
+                self._say(f"gRPC: {_address(self._settings, 'grpc_port')}")
+            await run_until(self._stopping, self._conductor.run(), self._node.keep_alive(), self._fit.run())
+            await self._fit.end()
         finally:
             await self._stop()
+
+    async def _figures(self) -> Figures | None:
+        return await ask_node(self._settings.server.host, self._settings.server.metrics_port)
 
     def _start_serve(self) -> None:
         try:
@@ -72,7 +81,7 @@ class Supervisor:
             start_ray(self._settings, cpus=max(2, os.cpu_count() or 1))
             self._conductor.orders.save(self._settings.orders_path)
             deploy(self._settings, self._conductor.orders)
-        except (RuntimeError, ValueError, TimeoutError, OSError) as error:
+        except Exception as error:  # Ray raises plain Exception where a process of its did not come up
             raise StartError(
                 f"Ray Serve did not come up: {error}; its logs are in /tmp/ray/session_latest/logs/serve"
             ) from error
@@ -115,43 +124,6 @@ class Supervisor:
         await self._node.stop()
         shutil.rmtree(proxy_dir(self._run_dir), ignore_errors=True)
         self._say("stopped")
-
-
-def take_signals(stop: Callable[[], Any]) -> None:
-    """Call `stop` on SIGINT and SIGTERM, whoever handled them before."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.remove_signal_handler(number)
-        loop.add_signal_handler(number, stop)
-
-
-async def run_until(stopping: asyncio.Event, *jobs: Any) -> None:
-    """Run the jobs, which never end by themselves, until `stopping` is set. Raises what one of them raises."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    waiting = asyncio.create_task(stopping.wait())
-    try:
-        done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in (*tasks, waiting):
-            task.cancel()
-        await asyncio.gather(*tasks, waiting, return_exceptions=True)
-
-
-def check_ports(settings: Settings) -> None:
-    """Raise StartError if a port of the server is taken."""
-    server = settings.server
-    for field, port in (("port", server.port), ("metrics_port", server.metrics_port)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((server.host, port))
-            except OSError as error:
-                raise StartError(
-                    f"server.{field}: cannot listen on {server.host}:{port} ({error.strerror}); "
-                    f"stop what does, or give another one: --set server.{field}=…"
-                ) from None
 
 
 def _address(settings: Settings, port_field: str) -> str:

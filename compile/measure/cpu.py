@@ -99,7 +99,7 @@ def padding_share(session: InferenceSession, names: Sequence[str], vocabulary: i
 
     shapes = ((long, long), (long, short), (short, short))
     runs = [[spent(*shape) for shape in shapes] for _ in range(repeats + 1)][1:]
-    full, padded, least = (min(column) for column in zip(*runs, strict=True))
+    full, padded, least = (min(run[at] for run in runs) for at in range(len(shapes)))
     if full <= least:
         return 1.0
     return min(1.0, max(0.0, (padded - least) / (full - least)))

@@ -1,24 +1,43 @@
-"""The ASGI app of a replica: raw ASGI on the hot route, FastAPI for the rest."""
+"""The ASGI app of a replica: raw ASGI on the hot route and the probes, FastAPI for the rest."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from importlib.metadata import version
-from math import ceil
 from typing import Any, Protocol
 
-from fastapi import FastAPI
-from fastapi.responses import Response
-
-from server.api.docs import render_docs
-from server.api.errors import error_body, http_error
-from server.api.http import Headers, Receive, Reply, Scope, Send, header, read_body, send_reply, watcher
-from server.api.openapi import describe_predict
+from server.api.errors import BodyTooLarge, error_body, error_row, retry_after_s
+from server.api.http import (
+    READ_TIMEOUT_S,
+    Head,
+    Headers,
+    Receive,
+    Replay,
+    Reply,
+    Scope,
+    Send,
+    declares_more_than,
+    head_of,
+    header,
+    read_body,
+    send_reply,
+    watcher,
+)
 from server.api.predict import answer_headers, parse_predict, parse_quality, render_predictions
-from server.engine.engine import Engine, never_gone
-from server.engine.errors import ClientGone, EngineError, NotReady, Overloaded
+from server.api.told import Told, tell
+from server.engine.engine import Answer, Engine, UsageSink, never_gone
+from server.engine.errors import ClientGone, EngineError, NotReady
+from server.engine.family import Family
+from server.guard import Guard, Unauthenticated
+from server.shaping.policy import QualityClass
+from server.tracing import RequestTrace, Tracer
 
 RELEASE = version("jouleserve")
+BODILESS = {"GET", "HEAD", "OPTIONS"}
+PROBES = {"/health", "/live"}
+OPEN_PATHS = PROBES | {"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"}
+"""Served without an API key: whether the server is well, and what every JouleServe's interface looks like."""
 
 
 class Joules(Protocol):
@@ -31,32 +50,64 @@ class Joules(Protocol):
 class Replies:
     """Turns a `/predict` body into a reply; knows no protocol."""
 
-    def __init__(self, engine: Engine, joules: Joules, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        joules: Joules,
+        max_body_bytes: int,
+        usage: UsageSink,
+        guard: Guard | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """`usage` is told of what never reaches the engine; without `guard` and `tracer` there is nothing of theirs."""
         self.engine = engine
         self.max_body_bytes = max_body_bytes
+        self.guard = guard
+        self.tracer = tracer
         self._joules = joules
+        self._usage = usage
 
-    async def predict(
-        self, body: bytes, quality: bytes | None, is_gone: Callable[[], bool] = never_gone
-    ) -> Reply | None:
+    async def predict(self, body: bytes, head: Head, is_gone: Callable[[], bool] = never_gone) -> Reply | None:
         """The reply to a body, errors included; None if the client has left."""
-        family = self.engine.family
+        trace = None if self.tracer is None else self.tracer.begin(head.traceparent)
+        engine = self.engine
+        family = engine.family
+        quality: QualityClass = "standard"
         try:
-            request = parse_predict(body)
-            answers = await self.engine.predict(
-                request.texts, quality=parse_quality(quality), truncate=request.truncate, is_gone=is_gone
-            )
-        except ClientGone:
-            return None
+            request = parse_predict(body, engine.limits.max_texts_per_request)
+            quality = parse_quality(head.quality)
+            if self.guard is not None:
+                self.guard.admit(head.authorization, len(request.texts))
+            answers = await engine.predict(request.texts, quality=quality, truncate=request.truncate, is_gone=is_gone)
         except EngineError as error:
-            return error_reply(error)
-        headers = answer_headers(answers, self._joules.joules_per_cpu_second, self._joules.sources, family.version)
+            return self._failed(error, quality, trace)
+        headers = answer_headers(self.tell(answers, family))
+        if trace is not None:
+            headers.append(trace.answered(answers))
         return Reply(200, render_predictions(request, answers, family.manifest), headers)
 
-    @staticmethod
-    def refuse(error: EngineError) -> Reply:
-        """The reply to a request that cannot be read."""
+    def tell(self, answers: list[Answer], family: Family) -> Told:
+        """What to say of the answers of one request."""
+        return tell(answers, self._joules.joules_per_cpu_second, self._joules.sources, family.version)
+
+    def refuse(self, error: EngineError, quality: QualityClass = "standard") -> Reply:
+        """The reply to a request that ends with `error`; counted, unless the engine has done so."""
+        self.note(error, quality)
         return error_reply(error)
+
+    def note(self, error: EngineError, quality: QualityClass = "standard") -> None:
+        """Count a request that was refused before the engine looked at its texts."""
+        if not error.counted:
+            self._usage.request("", "", quality, "refused", 0)
+
+    def _failed(self, error: EngineError, quality: QualityClass, trace: RequestTrace | None) -> Reply | None:
+        told = None if trace is None else trace.failed(error)
+        if isinstance(error, ClientGone):
+            return None
+        reply = self.refuse(error, quality)
+        if told is not None:
+            reply.headers.append(told)
+        return reply
 
 
 class App:
@@ -64,71 +115,78 @@ class App:
 
     def __init__(self, replies: Replies, status: Callable[[], dict[str, Any]]) -> None:
         self._replies = replies
-        self._rest = build_rest(replies.engine, status)
+        self._status = status
+        self._rest: asyncio.Task[Any] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request (or a lifespan message)."""
-        if scope["type"] != "http" or scope["path"] != "/predict":
-            await self._rest(scope, receive, send)
-        elif scope["method"] == "POST":
-            await self._predict(scope, receive, send)
-        else:
-            await send_reply(send, WRONG_METHOD)
-
-    async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await (await self._built())(scope, receive, send)
+            return
+        if scope["path"] in PROBES and scope["method"] in ("GET", "HEAD"):
+            await send_reply(send, self._probe(scope["path"]))
+            return
         try:
-            body = await read_body(receive, self._replies.max_body_bytes)
+            self._check_key(scope)
+            body = None if scope["method"] in BODILESS else await self._body(scope, receive)
         except ClientGone:
             return
         except EngineError as error:
-            await send_reply(send, error_reply(error))
+            await send_reply(send, self._replies.refuse(error))
             return
-        reply = await self._replies.predict(body, header(scope, b"x-quality"), watcher(receive))
-        if reply is not None:
-            await send_reply(send, reply)
+        if scope["path"] != "/predict":
+            rest = await self._built()
+            await rest(scope, receive if body is None else Replay(body, receive).receive, send)
+        elif body is None or scope["method"] != "POST":
+            await send_reply(send, WRONG_METHOD)
+        else:
+            reply = await self._replies.predict(body, head_of(scope), watcher(receive))
+            if reply is not None:
+                await send_reply(send, reply)
+
+    async def _built(self) -> Any:
+        """The cold routes. FastAPI takes as long to import as half the server: whoever asks first waits for it, in
+        place of everybody who waits for the server to start."""
+        if self._rest is None:
+            self._rest = asyncio.create_task(asyncio.to_thread(self._build))
+        return await asyncio.shield(self._rest)
+
+    def _build(self) -> Any:
+        from server.api.rest import build_rest
+
+        return build_rest(self._replies, self._status)
+
+    def _probe(self, path: str) -> Reply:
+        """Alive is who answers; ready is whose engine takes requests."""
+        if path == "/live" or self._replies.engine.ready:
+            return Reply(200, b"{}", [])
+        return error_reply(NotReady("the server is stopping"))
+
+    def _check_key(self, scope: Scope) -> None:
+        """Before anything of the body is read. Raises Unauthenticated."""
+        guard = self._replies.guard
+        if guard is not None and scope["path"] not in OPEN_PATHS:
+            guard.admit(header(scope, b"authorization"), 0)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body, whatever the route. Raises BodyTooLarge, SlowRequest or ClientGone."""
+        most = self._replies.max_body_bytes
+        if declares_more_than(scope, most):
+            raise BodyTooLarge(f"body: more than {most} bytes; send fewer or shorter texts in one request")
+        return await read_body(receive, most, READ_TIMEOUT_S)
 
 
 def error_reply(error: EngineError) -> Reply:
     """An error in text-embeddings-inference's body shape."""
-    status, error_type = http_error(error)
-    headers: Headers = []
-    if isinstance(error, Overloaded):
-        headers.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after_s))))
-    if isinstance(error, NotReady):
-        headers.append((b"retry-after", b"1"))
+    status, error_type, _ = error_row(error)
+    wait_s = retry_after_s(error)
+    headers: Headers = [] if wait_s is None else [(b"retry-after", b"%d" % wait_s)]
+    if isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
     return Reply(status, error_body(str(error), error_type), headers)
 
 
 WRONG_METHOD = Reply(405, error_body("send POST /predict", "Validation"), [(b"allow", b"POST")])
-
-
-def build_rest(engine: Engine, status: Callable[[], dict[str, Any]]) -> FastAPI:
-    """The cold routes: `/info`, `/health`, `/docs`, `/openapi.json`."""
-    rest = FastAPI(
-        title="JouleServe",
-        version=RELEASE,
-        description="Text classification at the fewest joules that an accuracy floor allows.",
-        # FastAPI's own pages load their scripts from a content network; ours needs no internet.
-        docs_url=None,
-        redoc_url=None,
-    )
-
-    @rest.get("/health", summary="Whether requests are accepted", responses={503: {"description": "draining"}})
-    async def health() -> Response:
-        if engine.ready:
-            return Response(status_code=200)
-        return Response(error_body("the server is stopping", "Unhealthy"), 503, media_type="application/json")
-
-    @rest.get("/info", summary="The family that is served, its operating points and the dial")
-    async def info() -> dict[str, Any]:
-        return {**describe_family(engine), **status()}
-
-    @rest.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return Response(render_docs(rest.openapi()), media_type="text/html")
-
-    describe_predict(rest)
-    return rest
 
 
 def describe_family(engine: Engine) -> dict[str, Any]:

@@ -32,20 +32,33 @@ def render_docs(document: dict[str, Any]) -> str:
 
 def _operation(heading: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
     parts = [f"<h2>{escape(heading)}</h2><p>{escape(operation['summary'])}</p>"]
-    parameters = [(one["name"], _values(one["schema"]), one["description"]) for one in operation.get("parameters", ())]
-    parts.append(_table("Request headers", ("header", "values", "meaning"), parameters))
-    body = operation.get("requestBody")
-    if body is not None:
-        schema = schemas[body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]]
-        fields = [(name, _values(one), one.get("description", "")) for name, one in schema["properties"].items()]
-        parts.append(_table("Request body (JSON)", ("field", "values", "meaning"), fields))
-        parts += [f"<pre>{escape(json.dumps({'inputs': e}))}</pre>" for e in schema["properties"]["inputs"]["examples"]]
+    if "security" in operation:
+        parts.append("<p>Asks for an API key: <code>Authorization: Bearer KEY</code></p>")
+    for place, title in (("path", "In the path"), ("header", "Request headers")):
+        named = [one for one in operation.get("parameters", ()) if one["in"] == place]
+        rows = [(one["name"], _values(one["schema"]), one.get("description", "")) for one in named]
+        parts.append(_table(title, ("name", "values", "meaning"), rows))
+    if "requestBody" in operation:
+        parts += _body(operation["requestBody"]["content"]["application/json"]["schema"], schemas)
     answers = [(status, one["description"]) for status, one in operation["responses"].items()]
     parts.append(_table("Answers", ("status", "meaning"), answers))
     headers = operation["responses"].get("200", {}).get("headers", {})
     told = [(name, one["description"]) for name, one in headers.items()]
     parts.append(_table("Headers of an answer", ("header", "meaning"), told))
     return "".join(parts)
+
+
+def _body(schema: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
+    """The fields of a body, and examples of it: of the whole, or of its `inputs`."""
+    if "$ref" in schema:
+        schema = schemas[schema["$ref"].rsplit("/", 1)[-1]]
+    properties = schema["properties"]
+    fields = [(name, _values(one), one.get("description", "")) for name, one in properties.items()]
+    examples = [{"inputs": one} for one in properties["inputs"].get("examples", ())]
+    if "example" in schema:
+        examples.append(schema["example"])
+    table = _table("Request body (JSON)", ("field", "values", "meaning"), fields)
+    return [table, *(f"<pre>{escape(json.dumps(one))}</pre>" for one in examples)]
 
 
 def _values(schema: dict[str, Any]) -> str:

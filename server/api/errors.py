@@ -1,6 +1,9 @@
-"""One table: what went wrong -> HTTP status and the `error_type` of text-embeddings-inference's error body."""
+"""One table: what went wrong -> what each protocol says of it."""
 
 from __future__ import annotations
+
+from math import ceil
+from typing import NamedTuple
 
 import orjson
 
@@ -14,6 +17,7 @@ from server.engine.errors import (
     NotReady,
     Overloaded,
 )
+from server.guard import RateLimited, Unauthenticated
 
 
 class MalformedRequest(EngineError):
@@ -24,22 +28,50 @@ class BodyTooLarge(EngineError):
     """The body exceeds its limit before it is even parsed."""
 
 
-HTTP_ERRORS: dict[type[EngineError], tuple[int, str]] = {
-    EmptyInput: (400, "Empty"),
-    BodyTooLarge: (413, "Validation"),
-    InputTooLarge: (413, "Validation"),
-    MalformedRequest: (422, "Validation"),
-    InvalidInput: (422, "Validation"),
-    BackendFailure: (424, "Backend"),
-    Overloaded: (429, "Overloaded"),
-    NotReady: (503, "Unhealthy"),
-    DeadlineExceeded: (504, "Timeout"),
+class SlowRequest(EngineError):
+    """The request did not arrive completely within its time limit."""
+
+
+class UnknownModel(EngineError):
+    """The request names a model or a version that is not served."""
+
+
+class ErrorRow(NamedTuple):
+    """How one kind of error is told: HTTP status, `error_type` of text-embeddings-inference's error body, and the name
+    of a `grpc.StatusCode`."""
+
+    http_status: int
+    error_type: str
+    grpc_code: str
+
+
+ERRORS: dict[type[EngineError], ErrorRow] = {
+    EmptyInput: ErrorRow(400, "Empty", "INVALID_ARGUMENT"),
+    Unauthenticated: ErrorRow(401, "Unauthenticated", "UNAUTHENTICATED"),
+    UnknownModel: ErrorRow(404, "NotFound", "NOT_FOUND"),
+    SlowRequest: ErrorRow(408, "Timeout", "DEADLINE_EXCEEDED"),
+    BodyTooLarge: ErrorRow(413, "Validation", "RESOURCE_EXHAUSTED"),  # as gRPC says of a message over its limit
+    InputTooLarge: ErrorRow(413, "Validation", "INVALID_ARGUMENT"),
+    MalformedRequest: ErrorRow(422, "Validation", "INVALID_ARGUMENT"),
+    InvalidInput: ErrorRow(422, "Validation", "INVALID_ARGUMENT"),
+    BackendFailure: ErrorRow(424, "Backend", "INTERNAL"),
+    RateLimited: ErrorRow(429, "RateLimited", "RESOURCE_EXHAUSTED"),
+    Overloaded: ErrorRow(429, "Overloaded", "RESOURCE_EXHAUSTED"),
+    NotReady: ErrorRow(503, "Unhealthy", "UNAVAILABLE"),
+    DeadlineExceeded: ErrorRow(504, "Timeout", "DEADLINE_EXCEEDED"),
 }
 
 
-def http_error(error: EngineError) -> tuple[int, str]:
-    """HTTP status and `error_type` of an error; a kind that is not in the table is a backend failure."""
-    return HTTP_ERRORS.get(type(error), (424, "Backend"))
+def error_row(error: EngineError) -> ErrorRow:
+    """The row of an error; a kind that is not in the table is told as a failure of the backend."""
+    return ERRORS.get(type(error), ERRORS[BackendFailure])
+
+
+def retry_after_s(error: EngineError) -> int | None:
+    """Whole seconds after which to ask again; None where asking again changes nothing."""
+    if isinstance(error, Overloaded | RateLimited):
+        return max(1, ceil(error.retry_after_s))
+    return 1 if isinstance(error, NotReady) else None
 
 
 def error_body(message: str, error_type: str) -> bytes:

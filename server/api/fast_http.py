@@ -17,18 +17,22 @@ from typing import Any, Protocol, cast
 import httptools
 import structlog
 
-from server.api.errors import BodyTooLarge, MalformedRequest, error_body
-from server.api.http import Headers, Reply
+from server.api.errors import BodyTooLarge, MalformedRequest, SlowRequest, error_body
+from server.api.http import LINGER_S, MAX_HEAD_BYTES, READ_TIMEOUT_S, Head, Headers, Reply
+from server.api.slow_lane import SlowLane
+from server.engine.errors import EngineError
+from server.guard import Guard
 
 log = structlog.get_logger(__name__)
 
 PREFIX = b"POST /predict HTTP/1."
 MAX_PIPELINED = 16
-MAX_HEAD_BYTES = 65_536
 MAX_LINE_BYTES = 8192
-READ_TIMEOUT_S = 30.0
 INTERNAL_ERROR = Reply(500, error_body("internal error; the server's log has it", "Backend"))
+CHUNK_COST = 8  # bytes that a byte of a body may take on the wire: a chunk of one takes six
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_ONCE = {b"x-quality": "quality", b"authorization": "authorization"}
+_READ = {*_ONCE, b"traceparent", b"content-length", b"expect"}
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
@@ -36,26 +40,32 @@ class Answers(Protocol):
     """What answers a body: `server.api.app.Replies`."""
 
     max_body_bytes: int
+    guard: Guard | None
 
-    async def predict(self, body: bytes, quality: bytes | None, is_gone: Any) -> Reply | None:
+    async def predict(self, body: bytes, head: Head, is_gone: Any) -> Reply | None:
         """The reply, or None if the client has left."""
 
-    def refuse(self, error: Any) -> Reply:
-        """The reply to a request that cannot be read."""
+    def refuse(self, error: EngineError) -> Reply:
+        """The reply to a request that cannot be read, or may not be asked."""
 
 
 class _Request:
-    __slots__ = ("begun", "body", "complete_head", "expects_continue", "keep_alive", "quality", "size", "too_large")
+    """What was read of a request so far. The defaults belong to the class: most requests set few of the fields."""
+
+    url = b""
+    size = 0
+    quality: bytes | None = None
+    authorization: bytes | None = None
+    traceparent: bytes | None = None
+    complete_head = False
+    expects_continue = False
+    too_large = False
+    refusal: EngineError | None = None
+    keep_alive = True
 
     def __init__(self, begun: float) -> None:
         self.begun = begun
         self.body: list[bytes] = []
-        self.size = 0
-        self.quality: bytes | None = None
-        self.complete_head = False
-        self.expects_continue = False
-        self.too_large = False
-        self.keep_alive = True
 
 
 class FastHttp(asyncio.Protocol):
@@ -70,15 +80,20 @@ class FastHttp(asyncio.Protocol):
         self._state = server_state
         self._loop = _loop or asyncio.get_event_loop()
         self._keep_alive_s: float = config.timeout_keep_alive
+        self._standing: Headers | None = None
+        self._standing_lines = b""
         self._parser: Any = httptools.HttpRequestParser(self)
         self._reading: _Request | None = None
         self._waiting: deque[_Request] = deque()
         self._busy = False
         self._gone = False
         self._draining = False  # answer what was asked, then close
+        self._lingering = False  # the last word is said; what the client still sends is thrown away
         self._refused = False  # read nothing more: what follows cannot be told apart, or is not for this lane
-        self._head = b""
-        self._head_bytes = 0
+        self._line = b""  # the first line of a request, as long as it is not complete
+        self._line_begun = 0.0
+        self._request_bytes = 0
+        self._completed = False  # whether a request ended in the piece that is being parsed
         self._last_active = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -100,25 +115,35 @@ class FastHttp(asyncio.Protocol):
         self._last_active = self._loop.time()
         if self._refused:
             return
+        if not self._line:
+            self._line_begun = self._last_active
         if self._reading is None:
-            data = self._head + data
+            data = self._line + data
             if b"\r\n" not in data and len(data) < MAX_LINE_BYTES:
-                self._head = data
+                self._line = data
                 return
-            self._head = b""
+            self._line = b""
             if not data.startswith(PREFIX):
                 self._hand_over(data)
                 return
+        self._completed = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             pass  # refused when its head was complete
         except httptools.HttpParserError as error:
             self._refuse(MalformedRequest(f"not HTTP/1.1 ({error})"))
-        if self._reading is not None and not self._reading.complete_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(MalformedRequest(f"headers: more than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones"))
+        if self._reading is not None and not self._completed:
+            self._bound(self._reading, len(data))
+
+    def _bound(self, request: _Request, more: int) -> None:
+        """Refuse a request whose bytes do not come to an end: headers, trailers, what is around chunks. A piece in
+        which another request ends is not counted."""
+        self._request_bytes += more
+        if not request.complete_head and self._request_bytes > MAX_HEAD_BYTES:
+            self._refuse(MalformedRequest(f"headers: more than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones"))
+        elif self._request_bytes > MAX_HEAD_BYTES + CHUNK_COST * self._answers.max_body_bytes:
+            self._refuse(BodyTooLarge("body: far more bytes around it than in it; send it in larger chunks"))
 
     def eof_received(self) -> bool | None:
         return None
@@ -140,38 +165,53 @@ class FastHttp(asyncio.Protocol):
     # httptools' parser
 
     def on_message_begin(self) -> None:
-        self._reading = _Request(self._loop.time())
-        self._head_bytes = 0
+        self._reading = _Request(self._line_begun)
+        self._request_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        if url != b"/predict":
-            # Another route right behind a request for this one: unanswered, its client asks again elsewhere.
-            self._refused = True
+        assert self._reading is not None
+        self._reading.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name not in _READ:
+            return
         request = self._reading
         assert request is not None
-        name = name.lower()
-        if name == b"x-quality":
-            request.quality = value if request.quality is None else request.quality
-        elif name == b"content-length":
+        if name == b"content-length":
             request.too_large = value.isdigit() and int(value) > self._answers.max_body_bytes
         elif name == b"expect":
             request.expects_continue = value.lower() == b"100-continue"
+        elif name == b"traceparent":
+            request.traceparent = value if request.traceparent is None else b""
+        elif getattr(request, _ONCE[name]) is None:
+            setattr(request, _ONCE[name], value)
 
     def on_headers_complete(self) -> None:
         request = self._reading
         assert request is not None
         request.complete_head = True
         request.keep_alive = self._parser.should_keep_alive()
-        if self._parser.get_method() != b"POST":
+        if self._answers.guard is not None:
+            self._check_key(self._answers.guard, request)
+        if request.url != b"/predict" or self._parser.get_method() != b"POST":
+            # Something else right behind a request for this route: unanswered, its client asks again elsewhere.
             self._refused = True
         elif self._parser.should_upgrade():
             self._refuse(MalformedRequest("upgrade: not served here; send a plain HTTP/1.1 request"))
         elif request.too_large:
             self._refuse(BodyTooLarge(f"body: more than {self._answers.max_body_bytes} bytes"))
+        elif request.expects_continue and request.refusal is not None:
+            self._refuse(request.refusal)  # its body may come or not: what follows cannot be told apart
         elif request.expects_continue:
             self._transport.write(CONTINUE)
+
+    def _check_key(self, guard: Guard, request: _Request) -> None:
+        """Before anything of the body is kept."""
+        try:
+            guard.admit(request.authorization, 0)
+        except EngineError as error:
+            request.refusal = error
 
     def on_body(self, body: bytes) -> None:
         request = self._reading
@@ -182,13 +222,15 @@ class FastHttp(asyncio.Protocol):
             request.too_large = True
             self._refuse(BodyTooLarge(f"body: more than {self._answers.max_body_bytes} bytes"))
             return
-        request.body.append(body)
+        if request.refusal is None:
+            request.body.append(body)
 
     def on_message_complete(self) -> None:
+        self._completed = True
         request, self._reading = self._reading, None
         if request is None or request.too_large or self._refused:
             self._refused = True
-            if not self._busy:
+            if not self._busy and not self._lingering:
                 self._transport.close()
             return
         if self._busy:
@@ -203,15 +245,24 @@ class FastHttp(asyncio.Protocol):
     def _start(self, request: _Request) -> None:
         self._busy = True
         self._state.total_requests += 1
-        task = self._loop.create_task(self._answer(request))
-        self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+        self._task = self._loop.create_task(self._answer(request))
+        self._state.tasks.add(self._task)
 
     async def _answer(self, request: _Request) -> None:
+        task = self._task
+        try:
+            await self._reply_to(request)
+        finally:
+            self._state.tasks.discard(task)
+
+    async def _reply_to(self, request: _Request) -> None:
         body = request.body[0] if len(request.body) == 1 else b"".join(request.body)
         reply: Reply | None
         try:
-            reply = await self._answers.predict(body, request.quality, self._is_gone)
+            if request.refusal is None:
+                reply = await self._answers.predict(body, request, self._is_gone)
+            else:
+                reply = self._answers.refuse(request.refusal)
         except asyncio.CancelledError:
             self._transport.abort()
             raise
@@ -236,23 +287,35 @@ class FastHttp(asyncio.Protocol):
         return self._gone
 
     def _render(self, reply: Reply, last: bool) -> bytes:
-        standing: Headers = self._state.default_headers
+        if self._state.default_headers is not self._standing:  # uvicorn makes a new list each second, for the date
+            self._standing = self._state.default_headers
+            self._standing_lines = b"".join(b"%b: %b\r\n" % pair for pair in self._standing)
         head = [
             _STATUS_LINES[reply.status],
             b"content-type: application/json\r\ncontent-length: %d\r\n" % len(reply.body),
-            *(b"%b: %b\r\n" % pair for pair in standing),
-            *(b"%b: %b\r\n" % pair for pair in reply.headers),
-            b"connection: close\r\n\r\n" if last else b"\r\n",
-            reply.body,
+            self._standing_lines,
         ]
+        for name, value in reply.headers:
+            head += (name, b": ", value, b"\r\n")
+        head += (b"connection: close\r\n\r\n" if last else b"\r\n", reply.body)
         return b"".join(head)
 
-    def _refuse(self, error: Exception) -> None:
-        """Answer a request that cannot be read, and close: what follows cannot be told apart any more."""
+    def _refuse(self, error: EngineError) -> None:
+        """Answer a request that cannot be read, and close: what follows cannot be told apart any more.
+
+        The client may still be sending; were the connection closed at once, the reset would take the answer from it. So
+        only our direction ends, and what comes is thrown away for a moment.
+        """
+        if self._refused:
+            return
         self._refused = True
+        reply = self._answers.refuse(error)
         if not self._busy and not self._transport.is_closing():
-            self._transport.write(self._render(self._answers.refuse(error), last=True))
-            self._transport.close()
+            self._lingering = True
+            self._transport.write(self._render(reply, last=True))
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            self._loop.call_later(LINGER_S, self._transport.abort)
 
     def _hand_over(self, data: bytes) -> None:
         """Let uvicorn's own protocol have the connection, from this request on."""
@@ -262,7 +325,7 @@ class FastHttp(asyncio.Protocol):
         self._state.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
-        slow = self._slow(**self._slow_arguments)
+        slow = SlowLane(self._slow(**self._slow_arguments), self._loop, self._line_begun)
         self._transport.set_protocol(slow)
         slow.connection_made(self._transport)
         line, _, rest = data.partition(b"\r\n")
@@ -271,12 +334,18 @@ class FastHttp(asyncio.Protocol):
     def _close_if_idle(self) -> None:
         """Looks once in a keep-alive time instead of setting a timer for each request."""
         now = self._loop.time()
-        if self._reading is not None and now - self._reading.begun > READ_TIMEOUT_S:
-            self._transport.abort()  # a request that trickles in for ever
+        begun = self._reading.begun if self._reading is not None else self._line_begun if self._line else now
+        if now - begun > READ_TIMEOUT_S:  # a request that trickles in for ever
+            if self._busy or self._refused:
+                self._transport.abort()
+            else:
+                self._refuse(SlowRequest(f"request: not complete after {READ_TIMEOUT_S:g} s; send it again"))
             return
         idle_s = now - self._last_active
         if self._busy or idle_s < self._keep_alive_s:
             wait_s = self._keep_alive_s if self._busy else self._keep_alive_s - idle_s
             self._timer = self._loop.call_later(wait_s, self._close_if_idle)
+        elif self._transport.get_write_buffer_size():
+            self._transport.abort()  # it does not read what it asked for
         else:
             self._transport.close()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from server.api.errors import BodyTooLarge
+from server.api.errors import BodyTooLarge, SlowRequest
 from server.engine.engine import never_gone
 from server.engine.errors import ClientGone
 
@@ -17,6 +18,19 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json")
+READ_TIMEOUT_S = 30.0
+"""Seconds that a request may take to arrive."""
+MAX_HEAD_BYTES = 65_536
+LINGER_S = 2.0
+"""Seconds for which a refused client may go on sending, unheard, so that it gets to read why."""
+
+
+class Head(Protocol):
+    """What `/predict` reads of a request's head; None where the header is missing."""
+
+    quality: bytes | None
+    authorization: bytes | None
+    traceparent: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +42,45 @@ class Reply:
     headers: Headers = field(default_factory=list)
 
 
-async def read_body(receive: Receive, max_bytes: int) -> bytes:
-    """The request body. Raises BodyTooLarge past `max_bytes` and ClientGone if the client leaves midway."""
+@dataclass(slots=True)
+class PlainHead:
+    """A head that was read already."""
+
+    quality: bytes | None = None
+    authorization: bytes | None = None
+    traceparent: bytes | None = None
+
+
+def head_of(scope: Scope) -> PlainHead:
+    """The head of an ASGI request. Of several headers of a name the first counts; two `traceparent` are none."""
+    head = PlainHead()
+    for name, value in scope["headers"]:
+        if name == b"x-quality" and head.quality is None:
+            head.quality = value
+        elif name == b"authorization" and head.authorization is None:
+            head.authorization = value
+        elif name == b"traceparent":
+            head.traceparent = value if head.traceparent is None else b""
+    return head
+
+
+def declares_more_than(scope: Scope, max_bytes: int) -> bool:
+    """Whether the request announces a body over the limit."""
+    declared = header(scope, b"content-length")
+    return declared is not None and declared.isdigit() and int(declared) > max_bytes
+
+
+async def read_body(receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
+    """The request body. Raises BodyTooLarge past `max_bytes`, SlowRequest past `timeout_s`, and ClientGone if the
+    client leaves midway."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read_body(receive, max_bytes)
+    except TimeoutError:
+        raise SlowRequest(f"body: not complete after {timeout_s:g} s; send the request again") from None
+
+
+async def _read_body(receive: Receive, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -43,6 +94,27 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class Replay:
+    """The `receive` of a request whose body was read already: gives the body, then what comes after it."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+        self._gone = watcher(receive)
+
+    @property
+    def disconnected(self) -> bool:
+        """Whether the client has left, where the server can tell (see `watcher`)."""
+        return self._gone()
+
+    async def receive(self) -> Message:
+        """The next ASGI message."""
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
 
 
 async def send_reply(send: Send, reply: Reply) -> None:

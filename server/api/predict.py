@@ -10,8 +10,9 @@ import orjson
 from models.manifest import Manifest
 from server.api.errors import MalformedRequest
 from server.api.http import Headers
+from server.api.told import Told
 from server.engine.engine import Answer
-from server.engine.errors import EmptyInput
+from server.engine.errors import EmptyInput, InputTooLarge
 from server.engine.scores import best_first, probabilities
 from server.engine.tokenizer import Text, Truncation
 from server.shaping.policy import CLASSES, QualityClass
@@ -30,13 +31,16 @@ class PredictRequest:
     truncate: Truncation | None
 
 
-def parse_predict(body: bytes) -> PredictRequest:
-    """Read a body. Raises MalformedRequest or EmptyInput, naming the field and the remedy."""
+def parse_predict(body: bytes, max_texts: int) -> PredictRequest:
+    """Read a body with at most `max_texts` texts. Raises MalformedRequest, EmptyInput or InputTooLarge, naming the
+    field and the remedy. Nesting is bounded by the JSON parser, which stops at 1,024 levels."""
     if not body:
         raise EmptyInput('body: empty; send {"inputs": "a text"}')
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if "depth limit" in str(error):
+            raise MalformedRequest("body: nested too deeply; send a list of lists of texts at most") from None
         raise MalformedRequest(f"body: not JSON ({error})") from None
     if not isinstance(document, dict):
         raise MalformedRequest('body: not a JSON object; send {"inputs": "a text"}')
@@ -45,13 +49,13 @@ def parse_predict(body: bytes) -> PredictRequest:
     unknown = document.keys() - FIELDS
     if unknown:
         raise MalformedRequest(f"{min(unknown)[:40]}: unknown field; known are {', '.join(sorted(FIELDS))}")
-    texts, batch = _parse_inputs(document["inputs"])
+    texts, batch = _parse_inputs(document["inputs"], max_texts)
     side = _parse_side(document.get("truncation_direction", "right"))
     truncate = side if _parse_flag(document, "truncate") else None
     return PredictRequest(texts, batch, _parse_flag(document, "raw_scores"), truncate)
 
 
-def _parse_inputs(inputs: Any) -> tuple[list[Text], bool]:
+def _parse_inputs(inputs: Any, max_texts: int) -> tuple[list[Text], bool]:
     if isinstance(inputs, str):
         return [Text(inputs)], False
     if isinstance(inputs, list):
@@ -59,6 +63,8 @@ def _parse_inputs(inputs: Any) -> tuple[list[Text], bool]:
             raise EmptyInput("inputs: an empty list; give at least one text")
         if isinstance(inputs[0], str):
             return [_parse_text(inputs, "inputs")], False
+        if len(inputs) > max_texts:
+            raise InputTooLarge(f"inputs: {len(inputs)} texts in one request; the limit is {max_texts}")
         return [_parse_text(item, f"inputs[{index}]") for index, item in enumerate(inputs)], True
     raise MalformedRequest("inputs: must be a string, [first, second] or a list of [text] or [first, second]")
 
@@ -100,34 +106,32 @@ def parse_quality(value: bytes | None) -> QualityClass:
 
 
 def render_predictions(request: PredictRequest, answers: list[Answer], manifest: Manifest) -> bytes:
-    """The reply's JSON: per text every label with its score, best first."""
+    """The reply's JSON: per text every label with its score, best first. The common form is kept beside a cached
+    answer, so that a hit need not render it again."""
+    kept = None if request.batch or request.raw_scores else answers[0].kept
+    if kept is not None and kept.body is not None:
+        return kept.body
     labels = manifest.labels
     results = []
     for answer in answers:
         scores = answer.logits.tolist() if request.raw_scores else probabilities(answer.logits)
         results.append([{"score": scores[index], "label": labels[index]} for index in best_first(scores)])
-    return orjson.dumps(results if request.batch else results[0])
+    body = orjson.dumps(results if request.batch else results[0])
+    if kept is not None:
+        kept.keep_body(body)
+    return body
 
 
-def answer_headers(
-    answers: list[Answer], joules_per_cpu_second: float | None, sources: tuple[str, ...], version: str
-) -> Headers:
-    """What the reply says of itself. Joules are provisional; absent where nothing measures them."""
-    first = answers[0]
-    states = {answer.cache for answer in answers}
+def answer_headers(told: Told) -> Headers:
+    """What the reply says of itself."""
     headers: Headers = [
-        (b"x-jouleserve-variant", _join(answer.variant for answer in answers)),
-        (b"x-jouleserve-point", _join(answer.point for answer in answers)),
-        (b"x-jouleserve-cache", b"mixed" if len(states) > 1 else first.cache.encode()),
-        (b"x-jouleserve-reason", first.reason.encode()),
-        (b"x-jouleserve-version", version.encode()),
+        (b"x-jouleserve-variant", told.variant.encode()),
+        (b"x-jouleserve-point", told.point.encode()),
+        (b"x-jouleserve-cache", told.cache.encode()),
+        (b"x-jouleserve-reason", told.reason.encode()),
+        (b"x-jouleserve-version", told.version.encode()),
     ]
-    if joules_per_cpu_second is not None:
-        joules = sum(answer.cpu_ns for answer in answers) / 1e9 * joules_per_cpu_second
-        headers.append((b"x-jouleserve-joules", b"%.3e" % joules))
-        headers.append((b"x-jouleserve-joules-source", "+".join(sources).encode()))
+    if told.joules is not None and told.joules_source is not None:
+        headers.append((b"x-jouleserve-joules", b"%.3e" % told.joules))
+        headers.append((b"x-jouleserve-joules-source", told.joules_source.encode()))
     return headers
-
-
-def _join(names: Any) -> bytes:
-    return ",".join(dict.fromkeys(names)).encode()

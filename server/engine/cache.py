@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
-
-from cachetools import TLRUCache
+from dataclasses import dataclass, field
 
 from server.engine.runtime import Float32Array
 from server.engine.tokenizer import Truncation
 
-# What one entry occupies beside its scores: key, entry objects, expiry heap and dictionary slots (measured with
-# tracemalloc on CPython 3.11; see tests/server/engine/test_cache.py).
-ENTRY_OVERHEAD_BYTES = 1000
+# What one entry occupies beside its scores: key, entry object and dictionary slots (measured with tracemalloc on
+# CPython 3.11; see tests/server/engine/test_cache.py).
+ENTRY_OVERHEAD_BYTES = 600
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class CachedAnswer:
     """Logits (float32, shape [labels]), the operating point they came from (rank 0 is full quality), and the CPU time
-    they cost."""
+    they cost. `body` is the reply as it was rendered for the last who asked, None until somebody keeps it."""
 
     logits: Float32Array
     point: str
     variant: str
     rank: int
     cpu_ns: int
+    body: bytes | None = None
+    _made_s: float = 0.0
+    _cache: AnswerCache | None = field(default=None, repr=False)
+
+    def keep_body(self, body: bytes) -> None:
+        """Keep the reply, so that the next hit need not render it again. Its bytes count in the cache's bound."""
+        if self.body is None:
+            self.body = body
+            if self._cache is not None:
+                self._cache._grow(len(body))
 
 
 def cache_key(family_digest: bytes, first: str, second: str | None, truncate: Truncation | None) -> bytes:
@@ -45,64 +53,76 @@ def cache_key(family_digest: bytes, first: str, second: str | None, truncate: Tr
     return digest.digest()
 
 
-class _Kept(NamedTuple):
-    """An entry, and when it was made."""
-
-    answer: CachedAnswer
-    made_s: float
-
-
 class AnswerCache:
-    """Bounded by bytes and age, least recently used first out. Used from one thread (the event loop's)."""
+    """Bounded by bytes and age, least recently used first out. Used from one thread (the event loop's).
+
+    All entries live equally long, so one that is too old is dropped when it is asked for, or is pushed out by use.
+    """
 
     def __init__(self, max_bytes: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._max_bytes = max_bytes
         self._ttl_s = ttl_s
-        self._entries = self._new(max_bytes)
+        self._entries: OrderedDict[bytes, CachedAnswer] = OrderedDict()
+        self._bytes = 0
 
     def get(self, key: bytes, worst_rank: int) -> CachedAnswer | None:
         """The answer, if it is at least as good as rank `worst_rank` (a smaller rank is a better point)."""
         kept = self._entries.get(key)
-        return None if kept is None or kept.answer.rank > worst_rank else kept.answer
+        if kept is None:
+            return None
+        if self._clock() - kept._made_s >= self._ttl_s:
+            self._drop(key)
+            return None
+        self._entries.move_to_end(key)
+        return kept if kept.rank <= worst_rank else None
 
-    def put(self, key: bytes, answer: CachedAnswer) -> None:
-        """Keep an answer, unless a better one is kept already or it is larger than the whole cache."""
-        new = _Kept(answer, self._clock())
-        if _size(new) > self._entries.maxsize:
+    def put(self, key: bytes, answer: CachedAnswer, age_s: float = 0.0) -> None:
+        """Keep an answer, made `age_s` seconds ago, unless a better one is kept already or it is larger than the whole
+        cache."""
+        now_s = self._clock()
+        answer._made_s = now_s - age_s
+        if _size(answer) > self._max_bytes or age_s >= self._ttl_s:
             return
         old = self._entries.get(key)
-        if old is None or old.answer.rank >= answer.rank:
-            self._entries[key] = new
+        if old is not None:
+            if old.rank < answer.rank and now_s - old._made_s < self._ttl_s:
+                return
+            self._drop(key)
+        answer._cache = self
+        self._entries[key] = answer
+        self._grow(_size(answer))
 
     def resize(self, max_bytes: int, ttl_s: float) -> None:
-        """Change the bounds. Entries that still fit stay, newest first, and grow no younger by it."""
-        if (max_bytes, ttl_s) == (self._entries.maxsize, self._ttl_s):
-            return
-        kept = sorted(self._entries.items(), key=lambda item: item[1].made_s)
-        self._ttl_s = ttl_s
-        self._entries = self._new(max_bytes)
-        for key, entry in kept:
-            if _size(entry) <= max_bytes:
-                self._entries[key] = entry
+        """Change the bounds. Entries that still fit stay, most recently used first, and grow no younger by it."""
+        self._max_bytes, self._ttl_s = max_bytes, ttl_s
+        self._grow(0)
 
     def clear(self) -> None:
         """Forget everything (a new version answers differently)."""
+        for answer in self._entries.values():
+            answer._cache = None
         self._entries.clear()
+        self._bytes = 0
 
     @property
     def size_bytes(self) -> int:
         """What the entries occupy, by the estimate that the bound uses."""
-        return int(self._entries.currsize)
+        return self._bytes
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _new(self, max_bytes: int) -> TLRUCache[bytes, _Kept]:
-        return TLRUCache(max_bytes, self._expiry, timer=self._clock, getsizeof=_size)
+    def _grow(self, size_bytes: int) -> None:
+        self._bytes += size_bytes
+        while self._bytes > self._max_bytes:
+            self._drop(next(iter(self._entries)))
 
-    def _expiry(self, _key: bytes, kept: _Kept, _now: float) -> float:
-        return kept.made_s + self._ttl_s
+    def _drop(self, key: bytes) -> None:
+        answer = self._entries.pop(key)
+        answer._cache = None
+        self._bytes -= _size(answer)
 
 
-def _size(kept: _Kept) -> int:
-    return ENTRY_OVERHEAD_BYTES + kept.answer.logits.nbytes
+def _size(answer: CachedAnswer) -> int:
+    return ENTRY_OVERHEAD_BYTES + answer.logits.nbytes + (0 if answer.body is None else len(answer.body))

@@ -6,6 +6,9 @@ from __future__ import annotations
 class EngineError(Exception):
     """A request failed; the message names the field and the remedy."""
 
+    counted = False
+    """Whether the engine has recorded the texts that failed by it; what it has not, the protocols' adapters record."""
+
 
 class EmptyInput(EngineError):
     """There is nothing to classify."""
@@ -34,10 +37,16 @@ class NotReady(EngineError):
 class DeadlineExceeded(EngineError):
     """The answer did not come within the request's time limit."""
 
+    counted = True
+
 
 class BackendFailure(EngineError):
     """The runtime failed on this very text (others of its batch are answered)."""
 
+    counted = True
+
 
 class ClientGone(EngineError):
     """Nobody waits for the answer any more."""
+
+    counted = True

@@ -41,6 +41,23 @@ class Family:
         """Whether all of these points are on the front."""
         return self._ranks.keys() >= set(points)
 
+    def weight(self, variant: str, tokens: int) -> float:
+        """Weight of a text in a batch of the variant, about its nanoseconds; `tokens` is what it reads at most."""
+        return self._weights[variant][tokens]
+
+    def padding_share(self, variant: str) -> float:
+        """What a padded token costs the variant, as a share of a real one."""
+        return self._padding_shares[variant]
+
+    @cached_property
+    def _padding_shares(self) -> dict[str, float]:
+        return {name: self.manifest.variant(name).cost.padding_share for name in self.runtimes}
+
+    @cached_property
+    def _weights(self) -> dict[str, list[float]]:
+        lengths = range(self.manifest.max_tokens + 1)
+        return {name: [self.manifest.variant(name).cost.weight(n) for n in lengths] for name in self.runtimes}
+
     @cached_property
     def _ranks(self) -> dict[str, int]:
         return {point.name: rank for rank, point in enumerate(self.points)}

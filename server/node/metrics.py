@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 from energy.ledger import ENERGY_BOUNDS_JOULES, OVERHEAD, Ledger
 from server.node.grid_state import GridState
+from server.node.startup import StartUp
 from server.node.totals import ServingTotals
 from server.node.wire import HISTOGRAMS, PHASES, Histogram
 
@@ -77,6 +78,12 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         (),
         "What a second of CPU time adds to idling; the rate of provisional figures.",
     ),
+    "jouleserve_startup_cpu_seconds": (
+        GAUGE,
+        (),
+        "CPU time of the serving tree until its first replica was ready; absent if the node process did not see it.",
+    ),
+    "jouleserve_startup_joules": (GAUGE, (), "What that start added to idling, at the rate then in force."),
     "jouleserve_meter_cpu_seconds": (COUNTER, (), "CPU time of the node process itself."),
     "jouleserve_late_records": (COUNTER, (), "Windows closed without a live replica's record."),
     "jouleserve_bad_records": (COUNTER, (), "Datagrams of replicas that could not be read."),
@@ -93,7 +100,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_requests": (
         COUNTER,
         ("model", "variant", "point", "class", "outcome"),
-        "Texts asked for, by what answered them and how they ended; a call with several texts counts each.",
+        "Texts asked for, by what answered them and how they ended; a call with several texts counts each, one that was"
+        " refused before its texts were looked at (outcome refused) counts once.",
     ),
     "jouleserve_request_duration_seconds": (HISTOGRAM, ("phase",), "Time by phase; infer is per batch."),
     "jouleserve_batch_rows": (HISTOGRAM, (), "Texts in a batch."),
@@ -103,6 +111,9 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_shed_requests": (COUNTER, ("class",), "Texts refused because the queue was full."),
     "jouleserve_cache_hits": (COUNTER, (), "Texts answered from the cache."),
     "jouleserve_cache_misses": (COUNTER, (), "Texts that were not in the cache."),
+    "jouleserve_cache_l2_hits": (COUNTER, (), "Texts found in the cache that replicas share."),
+    "jouleserve_cache_l2_misses": (COUNTER, (), "Texts that were looked for there in vain."),
+    "jouleserve_cache_l2_errors": (COUNTER, (), "Lookups and writes there that failed, and entries that were none."),
     "jouleserve_cache_size_bytes": (GAUGE, (), "Bytes in the caches of the replicas."),
     "jouleserve_cache_entries": (GAUGE, (), "Entries in the caches of the replicas."),
     "jouleserve_queue_depth": (GAUGE, (), "Texts that wait for a batch."),
@@ -143,6 +154,7 @@ class Books:
     grams_per_kwh: float | None = None
     grid_age_s: float | None = None
     pue: float = 1.0
+    startup: StartUp | None = None
 
 
 def build_version() -> str:
@@ -209,6 +221,10 @@ class NodeCollector(Collector):
             _add(families, "jouleserve_unmetered_joules", _joules(uj), *labels)
         if books.joules_per_cpu_second is not None:
             _add(families, "jouleserve_dynamic_joules_per_cpu_second", books.joules_per_cpu_second)
+        if books.startup is not None and books.startup.cpu_seconds is not None:
+            _add(families, "jouleserve_startup_cpu_seconds", books.startup.cpu_seconds)
+        if books.startup is not None and books.startup.joules is not None:
+            _add(families, "jouleserve_startup_joules", books.startup.joules)
         totals = books.totals
         _add(families, "jouleserve_meter_cpu_seconds", books.meter_cpu_seconds)
         _add(families, "jouleserve_late_records", totals.late_records)
@@ -232,7 +248,7 @@ class NodeCollector(Collector):
             if histogram := totals.histograms.get(name):
                 _add_histogram(families, f"jouleserve_{name}", name, histogram)
         counters = totals.counters
-        for name in ("cache_hits", "cache_misses"):
+        for name in ("cache_hits", "cache_misses", "cache_l2_hits", "cache_l2_misses", "cache_l2_errors"):
             _add(families, f"jouleserve_{name}", counters.get(name, 0))
         _add(families, "jouleserve_batch_real_tokens", counters.get("tokens", 0))
         if padded := counters.get("padded_tokens", 0):

@@ -90,6 +90,10 @@ class ServingTree:
         self.cpu_ns += spent_ns
         return spent_ns
 
+    def lifetime_ns(self) -> int:
+        """CPU nanoseconds of the members since each began, by the last sample, with the children that they reaped."""
+        return sum(member.times.total_ns for member in self._members.values())
+
     def close(self) -> None:
         """Close the handles."""
         for member in self._members.values():

@@ -11,16 +11,18 @@ import logging
 import os
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 
-from energy.domains import MICROJOULES_PER_JOULE
+from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND
 from energy.idle import IdleModel
 from energy.ledger import Conservation, LedgerError
 from energy.meter import Meter
-from energy.procfs import read_process_times
+from energy.procfs import TICK_NS, read_process_times
 from energy.sources import select_sources
 from energy.sources.estimated import EstimatedSource
 from server.node import state as node_state
+from server.node.figures import Figures
 from server.node.grid_state import GridFile
 from server.node.http import JSON, HttpServer, Request, Response
 from server.node.metrics import Books, build_version, render
@@ -28,6 +30,7 @@ from server.node.proctree import ServingTree
 from server.node.replicas import Replicas
 from server.node.settings import NodeSettings
 from server.node.settle import MachineTick, Settlement
+from server.node.startup import StartUp
 from server.node.wire import GAUGES
 
 log = logging.getLogger(__name__)
@@ -91,6 +94,7 @@ class NodeService:
         roots = (os.getpid(), settings.root_pid) if settings.root_pid else (os.getpid(),)
         self._tree = ServingTree(roots, settings.proc_root)
         self._replicas = Replicas(settings.run_dir, self._settlement, self._adopt)
+        self._startup = StartUp(self._root_age_s())
         self._grid = GridFile(settings.run_dir)
         self._version = build_version()
         self._busy_ns = self._offered_ns = 0
@@ -156,6 +160,8 @@ class NodeService:
                 self._complete_tick,
             )
             self._pending_tick = self._read_machine()
+            rate = self._settlement.joules_per_cpu_second
+            self._startup.look(len(self._replicas.peers), self._tree, rate)
         except Exception:
             # One bad tick is not worth the process: the next one makes up for it, all counters being cumulative. If the
             # meters were read already, their difference is lost, and the conservation error says so.
@@ -203,6 +209,14 @@ class NodeService:
             return False
         self._tree.add_root(pid)
         return True
+
+    def _root_age_s(self) -> float:
+        """How long the driver had lived when this process began."""
+        root = read_process_times(self._settings.root_pid or os.getpid(), self._settings.proc_root)
+        own = read_process_times(os.getpid(), self._settings.proc_root)
+        if root is None or own is None:
+            return 0.0
+        return (own.started_ticks - root.started_ticks) * TICK_NS / NANOSECONDS_PER_SECOND
 
     def _watch_root(self) -> None:
         """Leave when the driver is gone and no replica is left: nobody else would end this process."""
@@ -256,6 +270,7 @@ class NodeService:
             grams_per_kwh=grams,
             grid_age_s=self._grid.age_s(),
             pue=self._settings.pue,
+            startup=self._startup,
         )
 
     def _metrics(self, request: Request) -> Response:
@@ -288,6 +303,15 @@ class NodeService:
         }
         return Response(json.dumps(answer).encode(), JSON)
 
+    def figures(self) -> Figures:
+        """How the server does, in a few numbers."""
+        return Figures(
+            startup_cpu_seconds=self._startup.cpu_seconds,
+            startup_joules=self._startup.joules,
+            requests=sum(self._state.totals.requests.values()),
+            cpu_seconds=self._tree.cpu_ns / NANOSECONDS_PER_SECOND,
+        )
+
     def _health(self, request: Request) -> Response:
         answer = {
             "status": "ok",
@@ -295,6 +319,7 @@ class NodeService:
             "sources": self._source_names,
             "replicas": len(self._replicas.peers),
             "processes": len(self._tree),
+            **asdict(self.figures()),
         }
         return Response(json.dumps(answer).encode(), JSON)
 

@@ -33,7 +33,7 @@ REPLICA_SOCKETS = "r-*.sock"
 _LONGEST_NAME = "r-0123456789ab.sock"
 
 QUALITIES = ("strict", "standard", "eco")
-OUTCOMES = ("ok", "cached", "error", "cancelled", "shed")
+OUTCOMES = ("ok", "cached", "error", "cancelled", "shed", "refused")
 AVOIDED = ("cache", "fallback")
 COUNTERS = (
     "batches",
@@ -42,6 +42,9 @@ COUNTERS = (
     "padded_tokens",
     "cache_hits",
     "cache_misses",
+    "cache_l2_hits",
+    "cache_l2_misses",
+    "cache_l2_errors",
 )
 GAUGES = ("queue_depth", "in_flight", "cache_bytes", "cache_entries")
 PHASES = ("queue", "tokenize", "infer", "total")

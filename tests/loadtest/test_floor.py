@@ -6,17 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.floor import measure
+from loadtest.floor import feed_of, measure
 from models.store import Store, Version
 
+TEXTS = ["my card", "where is my parcel please"] * 40
 
-def test_the_floor_of_a_published_family_is_measured(tiny_version: Version) -> None:
+
+def test_the_floor_of_a_published_family_is_that_of_its_cheapest_batch_size(tiny_version: Version) -> None:
     store = Store(tiny_version.path.parent.parent)
-    found = measure(store.root, "tiny", "lite", ["my card", "where is my parcel please"] * 40, rows=8)
-    assert found["cpu_seconds_per_1k"] > found["tokenize_cpu_seconds_per_1k"] > 0
-    assert found["mean_tokens"] == 3.5
+    found = measure(store.root, "tiny", "lite", TEXTS, rows=[4, 8])
+    assert found.cpu_seconds_per_1k > found.tokenize_cpu_seconds_per_1k > 0
+    assert set(found.cpu_seconds_per_1k_by_rows) == {4, 8}
+    assert found.cpu_seconds_per_1k == min(found.cpu_seconds_per_1k_by_rows.values())
+    assert found.cpu_seconds_per_1k == found.cpu_seconds_per_1k_by_rows[found.rows]
+    assert 0 < found.single_p50_ms <= found.single_p99_ms
+    assert found.mean_tokens == 3.5
 
 
 def test_an_unknown_point_is_named(tiny_version: Version) -> None:
     with pytest.raises(KeyError, match="best"):
-        measure(Path(tiny_version.path.parent.parent), "tiny", "best", ["card"], rows=8)
+        measure(Path(tiny_version.path.parent.parent), "tiny", "best", ["card"], rows=[8])
+
+
+def test_a_batch_is_padded_to_its_longest_text() -> None:
+    feed = feed_of([[5, 6, 7], [8]], pad_id=9)
+    assert feed["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert feed["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -12,8 +12,8 @@ from typing import Any
 
 from server.engine.engine import Engine, EngineLimits
 from server.engine.family import Family
+from server.engine.runs import BatchRecord
 from server.engine.runtime import Float32Array, Runtime
-from server.engine.scheduler import BatchRecord
 from server.engine.tokenizer import Tokens
 from server.shaping.policy import DialState
 

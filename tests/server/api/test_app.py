@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,10 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.api.app import App, Replies
-from server.api.errors import HTTP_ERRORS
+from server.api.errors import ERRORS, SlowRequest, UnknownModel
 from server.api.http import watcher
+from server.api.openapi import OPEN_PATHS
 from server.engine.engine import never_gone
 from server.engine.family import Family
+from server.guard import Guard, RateLimit, RateLimited, Unauthenticated
 from tests.support.engines import GatedRuntime, WatchedEngine, dial, gated, running, until
 
 MAX_BODY = 10_000
@@ -34,9 +38,11 @@ class Meter:
 
 
 @asynccontextmanager
-async def serving(family: Family, **options: Any) -> AsyncIterator[tuple[httpx.AsyncClient, App, WatchedEngine]]:
-    async with running(family, **options) as (engine, _):
-        app = App(Replies(engine, Meter(), MAX_BODY), lambda: {"pid": 1})
+async def serving(
+    family: Family, guard: Guard | None = None, **options: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, App, WatchedEngine]]:
+    async with running(family, **options) as (engine, usage):
+        app = App(Replies(engine, Meter(), MAX_BODY, usage, guard), lambda: {"pid": 1})
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield client, app, engine
@@ -116,7 +122,36 @@ async def stopping(client: httpx.AsyncClient, engine: WatchedEngine, full: Gated
     return await post(client)
 
 
+async def trickling(client: httpx.AsyncClient, engine: WatchedEngine, full: GatedRuntime) -> httpx.Response:
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"inputs'
+        await asyncio.sleep(60)
+
+    return await client.post("/predict", content=body())
+
+
+KEY = "open sesame"
+KEYED = {"authorization": f"Bearer {KEY}"}
+
+
+def guard_of(folder: Path, texts_per_s: float = 1.0, burst_texts: int = 1) -> Guard:
+    """A guard that knows one key, which may ask for one text."""
+    path = folder / "keys"
+    path.write_text(f"ali: sha256:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    path.chmod(0o600)
+    return Guard(path, RateLimit(texts_per_s, burst_texts), lambda: 1.0)
+
+
+async def too_many(client: httpx.AsyncClient, engine: WatchedEngine, full: GatedRuntime) -> httpx.Response:
+    client.headers.update(KEYED)
+    assert (await post(client)).status_code == 200
+    return await post(client)
+
+
 CASES: dict[str, Case] = {
+    "Unauthenticated": lambda client, *_: post(client),
+    "SlowRequest": trickling,
+    "RateLimited": too_many,
     "EmptyInput": lambda client, *_: post(client, " "),
     "BodyTooLarge": lambda client, *_: post(client, "x" * MAX_BODY),
     "InputTooLarge": lambda client, *_: post(client, "w1 " * 65),
@@ -129,18 +164,23 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("error", HTTP_ERRORS, ids=lambda error: error.__name__)
-async def test_each_error_of_the_table_reaches_the_client_with_its_status_and_type(family: Family, error: Any) -> None:
-    status, error_type = HTTP_ERRORS[error]
+@pytest.mark.parametrize("error", ERRORS.keys() - {UnknownModel}, ids=lambda error: error.__name__)
+async def test_each_error_of_the_table_reaches_the_client_with_its_status_and_type(
+    family: Family, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, error_type, _ = ERRORS[error]
     held, gates = gated(family)
     timeout_s = 0.05 if error.__name__ == "DeadlineExceeded" else 20
-    async with serving(held, max_queue_requests=1, request_timeout_s=timeout_s) as (client, _, engine):
+    monkeypatch.setattr("server.api.app.READ_TIMEOUT_S", 0.05 if error is SlowRequest else 20)
+    guard = guard_of(tmp_path) if error in (Unauthenticated, RateLimited) else None
+    async with serving(held, guard, max_queue_requests=1, request_timeout_s=timeout_s) as (client, _, engine):
         reply = await CASES[error.__name__](client, engine, gates["full"])
     assert reply.status_code == status
     body = reply.json()
     assert body.keys() == {"error", "error_type"}
     assert body["error_type"] == error_type
     assert ("retry-after" in reply.headers) == (status in (429, 503))
+    assert reply.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     assert int(reply.headers.get("retry-after", 1)) >= 1
 
 
@@ -194,7 +234,57 @@ async def openapi(family: Family) -> dict[str, Any]:
 
 async def test_the_document_lists_exactly_the_statuses_of_the_table(family: Family) -> None:
     operation = (await openapi(family))["paths"]["/predict"]["post"]
-    assert set(operation["responses"]) == {"200", *(str(status) for status, _ in HTTP_ERRORS.values())}
+    told = [row.http_status for error, row in ERRORS.items() if error not in (UnknownModel, Unauthenticated)]
+    assert set(operation["responses"]) == {"200", *map(str, told)}
+    assert "security" not in operation
+
+
+async def test_where_keys_are_asked_for_the_document_says_so_and_can_be_read_without_one(
+    family: Family, tmp_path: Path
+) -> None:
+    async with serving(family, guard_of(tmp_path)) as (client, _, _):
+        document = (await client.get("/openapi.json")).json()
+        docs, health = await client.get("/docs"), await client.get("/health")
+    assert (docs.status_code, health.status_code) == (200, 200)
+    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert ("401" in operation["responses"]) == ("security" in operation) == (path not in OPEN_PATHS)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/info"), ("GET", "/nowhere"), ("POST", "/v2/x"), ("PUT", "/")])
+async def test_every_route_that_is_not_open_asks_for_the_key(
+    family: Family, tmp_path: Path, method: str, path: str
+) -> None:
+    async with serving(family, guard_of(tmp_path)) as (client, _, _):
+        without = await client.request(method, path)
+        with_key = await client.request(method, path, headers=KEYED)
+    assert (without.status_code, without.json()["error_type"]) == (401, "Unauthenticated")
+    assert with_key.status_code in (200, 404, 405)
+
+
+async def test_a_body_over_the_limit_is_refused_on_every_route(family: Family) -> None:
+    async with serving(family) as (client, app, _):
+        declared = await client.post("/nowhere", content=b"x" * (MAX_BODY + 1))
+        sent = await exchange(app, [chunk(b"x" * MAX_BODY, True), chunk(b"x", True)], path="/nowhere")
+    assert (declared.status_code, sent[0]["status"]) == (413, 413)
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/info", 405)])
+async def test_a_route_that_is_not_there_is_refused_in_the_shape_of_all_errors(
+    family: Family, path: str, status: int
+) -> None:
+    async with serving(family) as (client, _, _):
+        reply = await client.post(path, content=b"{}")
+    assert reply.status_code == status
+    assert reply.json().keys() == {"error", "error_type"}
+
+
+async def test_the_document_tells_what_inputs_this_family_takes(family: Family) -> None:
+    schemas = (await openapi(family))["components"]["schemas"]
+    text, one, batch = schemas["PredictBody"]["properties"]["inputs"]["anyOf"]
+    assert (text["maxLength"], one["maxItems"], batch["maxItems"]) == (20_000, 1, 64)
+    assert schemas["PredictBody"]["additionalProperties"] is False
 
 
 async def test_the_document_lists_exactly_the_headers_that_are_sent(family: Family) -> None:
@@ -213,7 +303,9 @@ async def test_the_document_refers_to_nothing_that_it_does_not_hold(family: Fami
     assert referred == {"PredictBody", "Prediction", "ErrorBody"}
 
 
-async def exchange(app: App, messages: list[dict[str, Any]], headers: Any = ()) -> list[dict[str, Any]]:
+async def exchange(
+    app: App, messages: list[dict[str, Any]], headers: Any = (), path: str = "/predict"
+) -> list[dict[str, Any]]:
     """Send raw ASGI messages; what came back."""
     sent: list[dict[str, Any]] = []
     incoming = iter(messages)
@@ -224,7 +316,7 @@ async def exchange(app: App, messages: list[dict[str, Any]], headers: Any = ()) 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await app({"type": "http", "method": "POST", "path": "/predict", "headers": list(headers)}, receive, send)
+    await app({"type": "http", "method": "POST", "path": path, "headers": list(headers)}, receive, send)
     return sent
 
 

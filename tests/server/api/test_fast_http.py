@@ -5,78 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from functools import partial
 
 import httpx
 import pytest
-import uvicorn
 
-from models.store import Version
-from server.api.app import App, Replies
-from server.api.fast_http import MAX_HEAD_BYTES, FastHttp
-from server.engine.engine import Engine, EngineLimits
-from server.engine.family import load_family
-from server.settings import ShapingSettings
-from server.shaping.policy import DialState
-from server.usage import Usage
-
-BODY = b'{"inputs": "my refund"}'
-MAX_BODY_BYTES = 2000
-
-
-class _NoJoules:
-    joules_per_cpu_second = None
-    sources: tuple[str, ...] = ()
-
-
-class Running:
-    """A server on a free port; `gone` records what the engine was told of its clients."""
-
-    def __init__(self, server: uvicorn.Server, engine: Engine) -> None:
-        self.server, self.engine = server, engine
-        self.port: int = server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    async def raw(self, *parts: bytes, pause_s: float = 0.0) -> bytes:
-        """Send the parts one after the other and return everything until the server closes or is silent."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        for part in parts:
-            writer.write(part)
-            await writer.drain()
-            await asyncio.sleep(pause_s)
-        received = b""
-        try:
-            while chunk := await asyncio.wait_for(reader.read(65536), 1.0):
-                received += chunk
-        except TimeoutError:
-            pass
-        writer.close()
-        return received
-
-
-def post(body: bytes = BODY, *headers: str) -> bytes:
-    lines = ["POST /predict HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+from server.api.http import MAX_HEAD_BYTES
+from server.engine.family import Family
+from tests.support.listening import BODY, MAX_BODY_BYTES, Running, listening, post
 
 
 @pytest.fixture
-async def running(tiny_version: Version) -> AsyncIterator[Running]:
-    family = load_family(tiny_version)
-    engine = Engine(family, EngineLimits(), DialState.initial(family.points, ShapingSettings()), Usage("tiny"), 1)
-    replies = Replies(engine, _NoJoules(), MAX_BODY_BYTES)
-    config = uvicorn.Config(
-        App(replies, dict), host="127.0.0.1", port=0, lifespan="off", log_level="critical", access_log=False
-    )
-    config.load()
-    config.http_protocol_class = partial(FastHttp, replies, config.http_protocol_class)  # type: ignore[assignment]
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    yield Running(server, engine)
-    server.should_exit = True
-    await task
-    await engine.close()
+async def running(family: Family) -> AsyncIterator[Running]:
+    async with listening(family) as running:
+        yield running
 
 
 async def test_many_requests_on_one_connection_are_answered(running: Running) -> None:
@@ -185,11 +126,11 @@ async def test_of_two_classes_the_first_counts(running: Running) -> None:
 
 
 async def test_an_unexpected_failure_is_a_500_and_the_connection_lives(running: Running) -> None:
-    replies = running.server.config.http_protocol_class.args[0]  # type: ignore[union-attr]
-    answer, replies.predict = replies.predict, None
+    replies = running.replies
+    answer, replies.predict = replies.predict, None  # type: ignore[method-assign, assignment]
     broken = asyncio.create_task(running.raw(post(), post(), pause_s=0.2))
     await asyncio.sleep(0.1)
-    replies.predict = answer
+    replies.predict = answer  # type: ignore[method-assign]
     received = await broken
     assert received.startswith(b"HTTP/1.1 500")
     assert b"HTTP/1.1 200" in received
@@ -213,12 +154,12 @@ async def test_a_client_that_left_is_noticed_before_its_batch_is_formed(running:
     gate = asyncio.Event()
     asked: list[bool] = []
 
-    async def predict(body: bytes, quality: bytes | None, is_gone: object) -> None:
+    async def predict(body: bytes, head: object, is_gone: object) -> None:
         await gate.wait()
         asked.append(is_gone())  # type: ignore[operator]
 
-    replies = running.server.config.http_protocol_class.args[0]  # type: ignore[union-attr]
-    replies.predict = predict
+    replies = running.replies
+    replies.predict = predict  # type: ignore[method-assign, assignment]
     _, writer = await asyncio.open_connection("127.0.0.1", running.port)
     writer.write(post())
     await asyncio.sleep(0.1)
@@ -231,14 +172,14 @@ async def test_a_client_that_left_is_noticed_before_its_batch_is_formed(running:
 
 async def test_shutting_down_waits_for_the_request_in_flight(running: Running) -> None:
     gate = asyncio.Event()
-    replies = running.server.config.http_protocol_class.args[0]  # type: ignore[union-attr]
+    replies = running.replies
     answer = replies.predict
 
     async def predict(*arguments: object) -> object:
         await gate.wait()
         return await answer(*arguments)
 
-    replies.predict = predict
+    replies.predict = predict  # type: ignore[method-assign, assignment]
     pending = asyncio.create_task(running.raw(post()))
     await asyncio.sleep(0.1)
     running.server.should_exit = True
@@ -246,3 +187,18 @@ async def test_shutting_down_waits_for_the_request_in_flight(running: Running) -
     assert not pending.done()
     gate.set()
     assert (await pending).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("cut", [1, 7, 12, 20, 26, 60])
+async def test_a_pipelined_request_may_be_cut_anywhere(running: Running, cut: int) -> None:
+    first, second = post(), post(BODY, "connection: close")
+    received = await running.raw(first + second[:cut], second[cut:], pause_s=0.05)
+    assert received.count(b"HTTP/1.1 200") == 2
+
+
+async def test_many_requests_in_one_piece_are_no_endless_head(running: Running) -> None:
+    """The head of the last one is cut; what came before it is none of its bytes."""
+    padded = post(BODY, f"x-padding: {'x' * 4000}")
+    last = post(BODY, "connection: close")
+    received = await running.raw(padded * 15 + last[:40], last[40:], pause_s=0.2)
+    assert received.count(b"HTTP/1.1 200") == 16

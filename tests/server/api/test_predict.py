@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.errors import HTTP_ERRORS, BodyTooLarge, MalformedRequest, http_error
+from server.api.errors import ERRORS, BodyTooLarge, MalformedRequest, error_row
 from server.api.predict import (
     FIELDS,
     PredictRequest,
@@ -20,15 +20,18 @@ from server.api.predict import (
     parse_quality,
     render_predictions,
 )
+from server.api.told import tell
 from server.engine.engine import Answer
-from server.engine.errors import ClientGone, EmptyInput, EngineError
+from server.engine.errors import BackendFailure, ClientGone, EmptyInput, EngineError, InputTooLarge
 from server.engine.family import Family
 from server.engine.tokenizer import Text
 from server.shaping.policy import CLASSES
 
+MOST_TEXTS = 64
+
 
 def parse(body: Any) -> PredictRequest:
-    return parse_predict(orjson.dumps(body))
+    return parse_predict(orjson.dumps(body), MOST_TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -92,13 +95,13 @@ def test_a_direction_counts_only_together_with_truncate(flags: dict[str, Any], t
 )
 def test_what_is_wrong_is_named_with_its_field(body: bytes, named: str) -> None:
     with pytest.raises(MalformedRequest, match=f"^{named}"):
-        parse_predict(body)
+        parse_predict(body, MOST_TEXTS)
 
 
 @pytest.mark.parametrize("body", [b"", b'{"inputs": []}'])
 def test_nothing_to_classify_is_said_to_be_empty(body: bytes) -> None:
     with pytest.raises(EmptyInput):
-        parse_predict(body)
+        parse_predict(body, MOST_TEXTS)
 
 
 DEEP = 200_000
@@ -128,7 +131,7 @@ HOSTILE = [
 @pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_body_is_malformed_and_nothing_worse(body: bytes) -> None:
     with pytest.raises(MalformedRequest) as error:
-        parse_predict(body)
+        parse_predict(body, MOST_TEXTS)
     assert len(str(error.value)) < 300
 
 
@@ -143,9 +146,9 @@ near_misses = st.fixed_dictionaries({}, optional={name: anything | st.booleans()
 def outcome(body: bytes) -> PredictRequest | int:
     """The request, or the status of the engine error."""
     try:
-        return parse_predict(body)
+        return parse_predict(body, MOST_TEXTS)
     except EngineError as error:
-        return http_error(error)[0]
+        return error_row(error).http_status
 
 
 @given(st.one_of(anything, near_misses).map(lambda value: json.dumps(value).encode()) | st.binary())
@@ -213,7 +216,7 @@ def test_a_single_text_gets_one_list_and_a_batch_of_one_a_list_of_lists(family: 
 
 def test_headers_name_every_point_once_and_add_the_joules_up() -> None:
     answers = [answer([1], "full"), answer([1], "lite", "hit"), answer([1], "full")]
-    headers = dict(answer_headers(answers, 50.0, ("rapl", "estimated"), "0001-abc"))
+    headers = dict(answer_headers(tell(answers, 50.0, ("rapl", "estimated"), "0001-abc")))
     assert headers[b"x-jouleserve-point"] == b"full,lite"
     assert headers[b"x-jouleserve-variant"] == b"v-full,v-lite"
     assert headers[b"x-jouleserve-cache"] == b"mixed"
@@ -222,14 +225,26 @@ def test_headers_name_every_point_once_and_add_the_joules_up() -> None:
 
 
 def test_joules_are_absent_where_nothing_measures_them() -> None:
-    headers = dict(answer_headers([answer([1])], None, (), "0001-abc"))
+    headers = dict(answer_headers(tell([answer([1])], None, (), "0001-abc")))
     assert not any(b"joules-" in name or name.endswith(b"joules") for name in headers)
 
 
 def test_every_engine_error_has_its_row_in_the_table() -> None:
     kinds = {*EngineError.__subclasses__(), BodyTooLarge, MalformedRequest}
-    assert kinds - {ClientGone} == set(HTTP_ERRORS)  # to a client that left nothing can be said
+    assert kinds - {ClientGone} == set(ERRORS)  # to a client that left nothing can be said
 
 
 def test_an_error_of_an_unknown_kind_is_a_failure_of_the_backend() -> None:
-    assert http_error(EngineError("new")) == (424, "Backend")
+    assert error_row(EngineError("new")) == ERRORS[BackendFailure]
+
+
+def test_too_many_texts_are_refused_before_they_are_looked_at() -> None:
+    inputs = [["a"]] * MOST_TEXTS + [5]
+    with pytest.raises(InputTooLarge, match=r"inputs: 65 texts .* limit is 64"):
+        parse({"inputs": inputs})
+    assert len(parse({"inputs": inputs[:-1]}).texts) == MOST_TEXTS
+
+
+def test_the_parsers_own_limit_of_nesting_is_told_in_words() -> None:
+    with pytest.raises(MalformedRequest, match="nested too deeply"):
+        parse_predict(b"[" * 100_000, MOST_TEXTS)

@@ -121,6 +121,63 @@ def test_the_size_estimate_covers_what_an_entry_really_takes() -> None:
     assert real <= cache.size_bytes
 
 
+def test_a_kept_reply_counts_in_the_bound_and_leaves_with_its_answer() -> None:
+    cache = AnswerCache(3 * (ENTRY_OVERHEAD_BYTES + 12) + 100, 60)
+    for number in range(3):
+        cache.put(b"%d" % number, answer(0))
+    before = cache.size_bytes
+    found = cache.get(b"2", 0)
+    assert found is not None
+    found.keep_body(b"x" * 100)
+    found.keep_body(b"y" * 100)  # once is enough
+    assert cache.size_bytes == before + 100
+    assert found.body == b"x" * 100
+    other = cache.get(b"1", 0)
+    assert other is not None
+    other.keep_body(b"z")
+    assert cache.get(b"0", 0) is None  # pushed out, as least recently used
+    cache.clear()
+    found.keep_body(b"late")
+    assert cache.size_bytes == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 3), st.integers(0, 3000)), max_size=80))
+def test_the_size_is_that_of_the_entries_whatever_is_put_kept_and_replaced(steps: list[tuple[str, int, int]]) -> None:
+    cache = AnswerCache(4 * (ENTRY_OVERHEAD_BYTES + 12) + 2000, 60)
+    for name, rank, body_bytes in steps:
+        cache.put(name.encode(), answer(rank))
+        found = cache.get(name.encode(), 3)
+        if found is not None:
+            found.keep_body(b"x" * body_bytes)
+        entries = [kept for name in "abcdefgh" if (kept := cache.get(name.encode(), 3)) is not None]
+        bodies = sum(len(kept.body or b"") for kept in entries)
+        assert cache.size_bytes == len(entries) * (ENTRY_OVERHEAD_BYTES + 12) + bodies
+        assert cache.size_bytes <= 4 * (ENTRY_OVERHEAD_BYTES + 12) + 2000
+
+
+def test_an_answer_that_was_made_elsewhere_brings_its_age_along() -> None:
+    clock = Clock()
+    cache = AnswerCache(10_000, 60, clock)
+    cache.put(b"old", answer(0), age_s=50)
+    cache.put(b"too old", answer(0), age_s=60)
+    assert cache.get(b"too old", 0) is None
+    clock.now = 9
+    assert cache.get(b"old", 0) is not None
+    clock.now = 11
+    assert cache.get(b"old", 0) is None
+
+
+def test_a_cheaper_answer_replaces_a_better_one_that_is_too_old() -> None:
+    clock = Clock()
+    cache = AnswerCache(10_000, 60, clock)
+    cache.put(b"key", answer(rank=0))
+    clock.now = 61
+    cache.put(b"key", answer(rank=2))
+    found = cache.get(b"key", worst_rank=2)
+    assert found is not None
+    assert found.rank == 2
+
+
 truncations: st.SearchStrategy[Truncation | None] = st.sampled_from((None, "left", "right"))
 # Pieces of the key's own layout, which might make two requests run together.
 texts = st.text() | st.sampled_from(["", "0:", "1:0:", ":0:0:", "|", "left:", "|a", "a|"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.batching import BatchLimits
+from server.engine.batching import NO_DEADLINE_NS, BatchLimits
 from server.engine.errors import BackendFailure
 from server.engine.family import Family
+from server.engine.runs import BatchRecord, JobResult, split
 from server.engine.runtime import Float32Array
-from server.engine.scheduler import BatchRecord, JobResult, Scheduler, split
+from server.engine.scheduler import Scheduler
 from server.engine.tokenizer import Text, Tokens
 from tests.support.engines import WAIT_S, GatedRuntime, until
 from tests.support.tiny_family import WORDS
@@ -31,6 +33,7 @@ class TinyJob:
     tokens: Tokens
     variant: str = "full"
     enqueued_ns: int = 0
+    deadline_ns: int = NO_DEADLINE_NS
     gone: bool = False
     results: list[JobResult] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
@@ -175,6 +178,85 @@ async def test_a_job_that_cannot_take_its_result_costs_its_batch_mates_nothing(f
         await finished(scheduler, [mate])
     assert records[0].rows == 2
     assert mate.result.logits is not None
+
+
+async def test_exactly_one_of_thirty_two_fails_by_a_poisonous_text(family: Family) -> None:
+    jobs = [job(family, "poison card" if number == 17 else f"card w{number}") for number in range(32)]
+    async with scheduling(max_rows=32) as (scheduler, records):
+        await finished(scheduler, jobs)
+    assert [number for number, one in enumerate(jobs) if one.result.error is not None] == [17]
+    assert [record.rows for record in records] == [32]
+
+
+async def test_a_job_whose_deadline_has_passed_is_given_back_late_and_never_run(family: Family) -> None:
+    gate = GatedRuntime(family.runtimes["full"])
+    held = replace(family, runtimes={"full": gate})
+    first, late, stayed = job(held, "card"), job(held, "refund"), job(held, "parcel")
+    gate.gate.clear()
+    async with scheduling() as (scheduler, _):
+        scheduler.submit(first)
+        await until(lambda: bool(gate.batches))
+        late.deadline_ns = time.perf_counter_ns()
+        scheduler.submit(late)
+        scheduler.submit(stayed)
+        gate.gate.set()
+        await until(lambda: bool(late.results and stayed.results))
+    assert late.result.late
+    assert late.result.dropped
+    assert gate.rows == [first.tokens.ids, stayed.tokens.ids]
+
+
+async def test_workers_come_and_go_while_jobs_run_and_none_is_lost(family: Family) -> None:
+    jobs = [job(family, f"card w{number}") for number in range(300)]
+    async with scheduling(workers=2, max_rows=2) as (scheduler, _):
+        for number, one in enumerate(jobs):
+            scheduler.submit(one)
+            if number % 25 == 0:
+                await asyncio.sleep(0)
+                scheduler.resize(1 + number // 25 % 4)
+        await until(lambda: all(one.results for one in jobs))
+        scheduler.resize(3)
+        assert scheduler.healthy
+        assert scheduler.workers == 3
+    assert all(one.result.logits is not None for one in jobs)
+
+
+async def test_fewer_workers_run_fewer_batches_at_once(family: Family) -> None:
+    running, most = [0], [0]
+    lock = threading.Lock()
+
+    def run(batch: Sequence[Tokens]) -> Float32Array:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.002)
+        with lock:
+            running[0] -= 1
+        return family.runtimes["full"].run(batch)
+
+    counting = with_runtime(family, run)
+    async with scheduling(workers=4, max_rows=1) as (scheduler, _):
+        scheduler.resize(1)
+        await finished(scheduler, [job(counting, "card") for _ in range(20)])
+    assert most[0] == 1
+
+
+async def test_the_prediction_grows_with_what_waits(family: Family) -> None:
+    gate = GatedRuntime(family.runtimes["full"])
+    held = replace(family, runtimes={"full": gate})
+    async with scheduling() as (scheduler, _):
+        await finished(scheduler, [job(held, "card")])
+        gate.gate.clear()
+        scheduler.submit(job(held, "card"))
+        await until(lambda: len(gate.batches) == 2)
+        idle_ns = scheduler.predicted_ns
+        for _ in range(10):
+            scheduler.submit(job(held, "refund " * 20))
+        before_flush_ns = scheduler.predicted_ns
+        await asyncio.sleep(0)
+        assert scheduler.predicted_ns > idle_ns
+        assert before_flush_ns > idle_ns
+        gate.gate.set()
 
 
 async def test_results_come_back_on_the_thread_of_the_event_loop(family: Family) -> None:

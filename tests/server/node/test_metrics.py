@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
@@ -12,6 +13,8 @@ from energy.domains import Domain
 from energy.ledger import Account
 from server.node.grid_state import GridState
 from server.node.metrics import METRICS, Books, render
+from server.node.proctree import ServingTree
+from server.node.startup import StartUp
 from server.node.state import NodeState
 from server.node.totals import increase
 from server.node.wire import decode_snapshot
@@ -52,7 +55,14 @@ def books(grid: GridState | None = GRID) -> Books:
         grams_per_kwh=250.0 if grid else None,
         grid_age_s=61.0 if grid else None,
         pue=1.2,
+        startup=started(),
     )
+
+
+def started() -> StartUp:
+    startup = StartUp(root_age_s=0.0)
+    startup.look(1, ServingTree((os.getpid(),)), 2.5)
+    return startup
 
 
 def samples(found: Books) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -1,0 +1,1 @@
+"""The benchmark that the README quotes. `python -m loadtest.bench` runs it."""

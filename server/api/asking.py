@@ -1,0 +1,56 @@
+"""Asking the engine on behalf of a client, for the protocols whose requests are parsed already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from server.api.told import Told
+from server.engine.engine import Answer, never_gone
+from server.engine.errors import EngineError
+from server.engine.family import Family
+from server.engine.tokenizer import Text, Truncation
+from server.shaping.policy import QualityClass
+
+if TYPE_CHECKING:
+    from server.api.app import Replies
+
+
+class Client(NamedTuple):
+    """Who asks. `timeout_s` is what is left of the client's own deadline, None without one."""
+
+    authorization: bytes | None = None
+    traceparent: bytes | None = None
+    timeout_s: float | None = None
+    is_gone: Callable[[], bool] = never_gone
+
+
+class Answered(NamedTuple):
+    """Answers in the order of the texts, the version of the family that gave them, what to say of them, and the value
+    of `traceresponse` where requests are traced."""
+
+    answers: list[Answer]
+    family: Family
+    told: Told
+    traceresponse: bytes | None
+
+
+async def ask(
+    replies: Replies, texts: Sequence[Text], quality: QualityClass, truncate: Truncation | None, client: Client
+) -> Answered:
+    """Admit a request and have every text answered. Raises an EngineError."""
+    trace = None if replies.tracer is None else replies.tracer.begin(client.traceparent)
+    engine = replies.engine
+    family = engine.family
+    try:
+        if replies.guard is not None:
+            replies.guard.admit(client.authorization, len(texts))
+        answers = await engine.predict(
+            texts, quality=quality, truncate=truncate, is_gone=client.is_gone, timeout_s=client.timeout_s
+        )
+    except EngineError as error:
+        if trace is not None:
+            trace.failed(error)
+        raise
+    traceresponse = None if trace is None else trace.answered(answers)[1]
+    return Answered(answers, family, replies.tell(answers, family), traceresponse)

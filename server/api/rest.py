@@ -1,0 +1,54 @@
+"""The cold routes, by FastAPI; imported when the first of them is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from server.api.app import RELEASE, Replies, describe_family
+from server.api.docs import render_docs
+from server.api.errors import error_body
+from server.api.oip_routes import oip_router
+from server.api.openapi import describe
+
+
+def build_rest(replies: Replies, status: Callable[[], dict[str, Any]]) -> FastAPI:
+    """The cold routes: `/info`, `/health`, `/docs`, `/openapi.json`."""
+    engine = replies.engine
+    rest = FastAPI(
+        title="JouleServe",
+        version=RELEASE,
+        description="Text classification at the fewest joules that an accuracy floor allows.",
+        # FastAPI's own pages load their scripts from a content network; ours needs no internet.
+        docs_url=None,
+        redoc_url=None,
+    )
+
+    # `server.api.app` answers both before FastAPI is even loaded; they are here for the document.
+    @rest.get("/health", summary="Whether requests are accepted", responses={503: {"description": "draining"}})
+    @rest.get("/live", summary="Whether the process is alive")
+    async def probe() -> Response:
+        return Response(status_code=200)
+
+    @rest.get("/info", summary="The family that is served, its operating points and the dial")
+    async def info() -> dict[str, Any]:
+        return {**describe_family(engine), **status()}
+
+    @rest.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(render_docs(rest.openapi()), media_type="text/html")
+
+    @rest.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        """No such route or method, in the shape of all errors."""
+        body = error_body(str(error.detail), "NotFound" if error.status_code == 404 else "Validation")
+        return Response(body, error.status_code, error.headers, "application/json")
+
+    rest.include_router(oip_router(replies, RELEASE))
+    guard = replies.guard
+    describe(rest, engine, needs_key=guard is not None and guard.needs_key)
+    return rest

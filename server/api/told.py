@@ -1,0 +1,50 @@
+"""What a reply says of itself beside its scores; each protocol writes it in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from server.engine.engine import Answer
+
+
+class Told(NamedTuple):
+    """Variant(s) and operating point(s) that answered (joined by commas), why, from where, and at what cost.
+
+    `joules` are dynamic and provisional; None, as is their source, where nothing measures them.
+    """
+
+    variant: str
+    point: str
+    reason: str
+    cache: str
+    version: str
+    joules: float | None
+    joules_source: str | None
+
+
+def tell(
+    answers: Sequence[Answer], joules_per_cpu_second: float | None, sources: tuple[str, ...], version: str
+) -> Told:
+    """Sum up the answers of one request (at least one)."""
+    first = answers[0]
+    joules = source = None
+    if joules_per_cpu_second is not None:
+        joules = sum(answer.cpu_ns for answer in answers) / 1e9 * joules_per_cpu_second
+        source = "+".join(sources)
+    if len(answers) == 1:
+        return Told(first.variant, first.point, first.reason, first.cache, version, joules, source)
+    states = {answer.cache for answer in answers}
+    return Told(
+        _join(answer.variant for answer in answers),
+        _join(answer.point for answer in answers),
+        first.reason,
+        "mixed" if len(states) > 1 else first.cache,
+        version,
+        joules,
+        source,
+    )
+
+
+def _join(names: Iterable[str]) -> str:
+    return ",".join(dict.fromkeys(names))

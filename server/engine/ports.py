@@ -1,0 +1,48 @@
+"""What the engine is given: its bounds, and where it reports what it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from server.engine.batching import BatchLimits
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What may change while the engine runs."""
+
+    batch: BatchLimits = field(default_factory=BatchLimits)
+    max_queue_requests: int = 512
+    request_timeout_s: float = 10.0
+    max_text_chars: int = 20_000
+    max_texts_per_request: int = 64
+    cache_max_bytes: int = 64 * 1024 * 1024
+    cache_ttl_s: float = 300.0
+
+
+class UsageSink(Protocol):
+    """Where the engine reports what it did; a replica's `server.usage.Usage`."""
+
+    def request(
+        self,
+        variant: str,
+        point: str,
+        quality: str,
+        outcome: str,
+        cpu_ns: int,
+        *,
+        total_ns: int | None = None,
+        queue_ns: int | None = None,
+        tokenize_ns: int | None = None,
+    ) -> None:
+        """One text ended with `outcome`, owing `cpu_ns` of CPU time."""
+
+    def batch(self, rows: int, tokens: int, padded_tokens: int, infer_ns: int) -> None:
+        """One run of the runtime ended."""
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Count `cache_hits` or `cache_misses`."""
+
+    def avoided(self, reason: str, cpu_ns: int) -> None:
+        """CPU time that was not spent thanks to `reason` (`cache`, `fallback`)."""

@@ -1,0 +1,69 @@
+"""Where gRPC listens is checked before anything starts."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from loadtest.served import free_port
+from models.store import Store
+from server.lifetime import check_ports
+from server.rpc import check_installed
+from server.settings import ServerSettings, Settings
+from server.start_error import StartError
+from tests.support.tiny_family import publish_tiny_family
+
+
+def settings_with(port: int | None) -> Settings:
+    return Settings.model_validate({"server": {"port": 18_765, "metrics_port": 18_766, "grpc_port": port}})
+
+
+def test_a_port_of_a_stranger_is_refused_though_the_stranger_would_share_it() -> None:
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        with pytest.raises(StartError, match=rf"server.grpc_port: cannot listen on 127.0.0.1:{port}"):
+            check_ports(settings_with(port))
+    check_ports(settings_with(port))
+
+
+def test_no_port_is_opened_unless_it_is_asked_for() -> None:
+    assert ServerSettings().grpc_port is None
+    check_ports(settings_with(None))
+
+
+@pytest.mark.parametrize("other", ["port", "metrics_port"])
+def test_grpc_has_a_port_of_its_own(other: str) -> None:
+    with pytest.raises(ValidationError, match="grpc_port"):
+        ServerSettings.model_validate({other: 5000, "grpc_port": 5000})
+
+
+def test_missing_packages_are_named_with_the_extra_that_brings_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_spec(name: str) -> Any:
+        return None if name == "grpc_health" else object()
+
+    monkeypatch.setattr("server.rpc.find_spec", find_spec)
+    with pytest.raises(StartError, match=r"grpc_health.*jouleserve\[grpc\]"):
+        check_installed()
+
+
+def test_the_command_refuses_a_taken_port_before_anything_starts(tmp_path: Path) -> None:
+    publish_tiny_family(Store(tmp_path / "store"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "server.cli", "up", "--edge", "--family", "tiny", "--grpc-port", port]
+        command += ["--store", str(tmp_path / "store"), "--set", f"server.port={free_port()}"]
+        command += ["--set", f"server.metrics_port={free_port()}", "--set", f"server.run_dir={tmp_path / 'run'}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"server.grpc_port: cannot listen on 127.0.0.1:{port}" in done.stderr

@@ -1,0 +1,95 @@
+"""The app under a real uvicorn server on a free port, with both of its lanes: `/predict` takes the short one, and with
+a query behind it the long one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import uvicorn
+
+from server.api.app import App, Replies
+from server.api.fast_http import FastHttp
+from server.engine.family import Family
+from server.guard import Guard
+from tests.support.engines import RecordingUsage, WatchedEngine, running
+
+LANES = {"fast": "/predict", "asgi": "/predict?long=1"}
+BODY = b'{"inputs": "my refund"}'
+MAX_BODY_BYTES = 2000
+
+
+class NoJoules:
+    """A node process that is not there."""
+
+    joules_per_cpu_second = None
+    sources: tuple[str, ...] = ()
+
+
+class Running:
+    """A server on a free port, and what it was told and counts."""
+
+    def __init__(self, server: uvicorn.Server, replies: Replies, engine: WatchedEngine, usage: RecordingUsage) -> None:
+        self.server, self.replies, self.engine, self.usage = server, replies, engine, usage
+        self.port: int = server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    async def raw(self, *parts: bytes, pause_s: float = 0.0, silence_s: float = 1.0) -> bytes:
+        """Send the parts one after the other and return everything until the server closes or is silent."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(pause_s)
+        received = b""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while chunk := await asyncio.wait_for(reader.read(65536), silence_s):
+                received += chunk
+        writer.close()
+        return received
+
+
+def post(body: bytes = BODY, *headers: str, path: str = "/predict") -> bytes:
+    """A request with its length."""
+    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def chunked(*chunks: bytes, path: str = "/predict", end: bytes = b"0\r\n\r\n") -> bytes:
+    """A request whose length is not announced."""
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + end
+
+
+@asynccontextmanager
+async def listening(
+    family: Family, *, guard: Guard | None = None, tracer: Any = None, keep_alive_s: int = 5, **limits: Any
+) -> AsyncIterator[Running]:
+    """Serve the family; stopped in good order at the end."""
+    async with running(family, **limits) as (engine, usage):
+        replies = Replies(engine, NoJoules(), MAX_BODY_BYTES, usage, guard, tracer)
+        config = uvicorn.Config(
+            App(replies, dict),  # type: ignore[arg-type]
+            host="127.0.0.1",
+            port=0,
+            lifespan="off",
+            log_level="critical",
+            access_log=False,
+            timeout_keep_alive=keep_alive_s,
+        )
+        config.load()
+        config.http_protocol_class = partial(FastHttp, replies, config.http_protocol_class)  # type: ignore
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        try:
+            yield Running(server, replies, engine, usage)
+        finally:
+            server.should_exit = True
+            await task
