@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from typing import Any
@@ -136,13 +137,22 @@ def _wait_running(timeout_s: float) -> None:
         time.sleep(0.2)
 
 
+@functools.cache
+def _handle() -> Any:
+    """One for the whole run: each keeps a connection to Serve's controller. Its router has a loop of its own, because
+    this process calls it from threads that have none."""
+    handle = serve.get_app_handle(APP_NAME)
+    handle._init(_run_router_in_separate_loop=True)
+    return handle
+
+
 def tell(orders: Orders) -> None:
     """Tell new orders to every replica that runs. Raises TimeoutError or what a replica raised.
 
     Not by a new user_config: Serve takes a replica out of HAProxy while it reconfigures, and reloads HAProxy twice,
     which costs the requests of that second up to a second (p99 of a run with a turn of the dial every 10 s: 0.7 s).
     """
-    handle = serve.get_app_handle(APP_NAME)
+    handle = _handle()
     told = handle.broadcast("obey", orders.to_user_config()).results(timeout_s=TELL_TIMEOUT_S, return_exceptions=True)
     for outcome in told:
         # One that died is replaced by one that reads the newest orders as it starts.

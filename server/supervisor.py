@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import httpx
+import structlog
 
 from server.conductor import Conductor, absolute
 from server.exposure import check_exposure
@@ -25,6 +26,8 @@ from server.settings import Settings
 from server.start_error import StartError
 
 ANSWER_TIMEOUT_S = 30.0
+
+log = structlog.get_logger(__name__)
 
 
 class Supervisor:
@@ -109,7 +112,10 @@ class Supervisor:
             # A call to Serve after Ray has stopped would start another Ray, which nobody would end.
             if not self._ending:
                 orders.save(self._settings.orders_path)
-                tell(orders)
+                try:
+                    tell(orders)
+                except Exception:  # saved is given: whoever was not told reads them at its next health check
+                    log.exception("orders_not_told")
 
     def _stop_ray(self, module: Any) -> None:
         self._ending = True

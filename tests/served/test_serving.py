@@ -189,6 +189,7 @@ def test_a_sound_new_version_takes_over_under_load_without_a_lost_request(server
         time.sleep(0.5)
         newer = publish_tiny_family(store, scale=2.0)
         wait_for(lambda: info(server).json()["model_sha"] == newer.name, 30, "the new version serves")
+    assert not re.search("orders_not_told|not_pushed", server.log.read_text())
     assert {reply.status for reply in load.replies} == {200}
     assert all(reply.correct for reply in load.replies)
 
