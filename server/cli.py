@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from models.store import Store, StoreError
+from server.addresses import joined
 from server.config import LoadedSettings, SettingsError, load
+from server.logs import set_up_logging
 from server.start_error import StartError
 
 app = typer.Typer(
@@ -44,14 +43,6 @@ def assignments_of(assignments: Sequence[str]) -> dict[str, Any]:
     return pairs
 
 
-def _set_up_logging(level: str) -> None:
-    number = logging.getLevelNamesMapping()[level.upper()]
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 @app.command()
 def up(
     family: Annotated[str | None, typer.Option(help="Family to serve (model.family).")] = None,
@@ -65,7 +56,7 @@ def up(
     named = {"model.family": family, "model.store": store, "server.grpc_port": grpc_port}
     given = [f"{key}={value}" for key, value in named.items() if value is not None]
     settings = _settings(config, [*assign, *given]).settings
-    _set_up_logging(settings.server.log_level)
+    set_up_logging(settings.server.log_level)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
@@ -121,7 +112,7 @@ def conserve(
     from server.ledger_view import print_conservation
 
     server = _settings(config, assign).settings.server
-    raise typer.Exit(print_conservation(console, f"http://{server.host}:{server.metrics_port}", since))
+    raise typer.Exit(print_conservation(console, f"http://{joined(server.host, server.metrics_port)}", since))
 
 
 @models_app.command("list")

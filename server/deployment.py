@@ -17,6 +17,7 @@ from server import lean_ray
 from server.config_problems import SettingsError
 from server.fast_lane import open_fast_lane
 from server.lean import APP_NAME, ray_init_arguments
+from server.logs import set_up_logging
 from server.orders import Orders
 from server.settings import Settings
 
@@ -38,6 +39,7 @@ class _Ingress:
 
         lean_ray.in_replica()
         self._settings = Settings.model_validate(settings)
+        set_up_logging(self._settings.server.log_level)  # a process of its own, which knows nothing of the command's
         self._replica = Replica(self._settings)
         self._lane: asyncio.Task[bool] | None = None
 

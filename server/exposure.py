@@ -21,9 +21,10 @@ def check_exposure(settings: Settings, say: Callable[[str], None]) -> None:
         except KeyFileError as error:
             raise SettingsError([f"server.api_keys_file: {error}"]) from None
     elif not is_loopback(server.host):
+        ports = f"port {server.port}" if server.grpc_port is None else f"ports {server.port} and {server.grpc_port}"
         say(
-            f"warning: {server.host} is open to the network and no API key is asked for: whoever reaches port"
-            f" {server.port} may use the server; set server.api_keys_file, or server.host to 127.0.0.1"
+            f"warning: {server.host} is open to the network and no API key is asked for: whoever reaches {ports}"
+            " may use the server; set server.api_keys_file, or server.host to 127.0.0.1"
         )
     check_tracing(settings.tracing.otlp_endpoint)
 

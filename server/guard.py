@@ -11,7 +11,6 @@ is reported in the log, and the keys of before stay in force; where there are no
 from __future__ import annotations
 
 import hashlib
-import hmac
 import os
 import re
 import stat
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from server.engine.errors import EngineError
+from server.engine.errors import EngineError, NotReady, Overloaded
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +45,10 @@ class RateLimited(EngineError):
 
 class KeyFileError(Exception):
     """The key file cannot be used; the message names file, line and remedy, and holds nothing of the keys."""
+
+
+class KeyFileUnreadable(KeyFileError):
+    """The key file could not be read this time; what it holds is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,13 @@ class Bucket:
         self._texts -= texts
         return 0.0
 
+    def give_back(self, texts: int) -> None:
+        """Undo a `wait_s` that returned 0."""
+        self._texts = min(self.limit.burst_texts, self._texts + texts)
+
 
 class Guard:
-    """Admits requests or raises. Used from one event loop; its cost is one SHA-256 and a comparison per key."""
+    """Admits requests or raises. Used from one event loop; its cost is one SHA-256."""
 
     def __init__(self, key_file: Path | None, rate: RateLimit | None, clock: Callable[[], float]) -> None:
         """Without `key_file` everybody is let in and shares one rate limit. `clock` gives monotone seconds.
@@ -100,8 +107,9 @@ class Guard:
         self._path = key_file
         self._rate = rate
         self._clock = clock
-        self._keys: tuple[ApiKey, ...] = ()
-        self._seen: object = None
+        self._keys: dict[bytes, ApiKey] = {}
+        self._seen: tuple[int, ...] | None = None
+        self._complaint = ""
         self._look_at = float("-inf")
         self._buckets: dict[str, Bucket] = {}
 
@@ -128,6 +136,15 @@ class Guard:
                     wait_s,
                 )
 
+    def forgive(self, error: EngineError, authorization: bytes | None, texts: int) -> None:
+        """Return what `admit` has just taken for a request that failed with `error`, if the engine did not take it: the
+        client is to send it again, and would pay twice."""
+        if self._rate is None or not isinstance(error, Overloaded | NotReady):
+            return
+        bucket = self._buckets.get(self._who(authorization, self._clock()) if self._path is not None else "")
+        if bucket is not None:
+            bucket.give_back(texts)
+
     def _who(self, authorization: bytes | None, now: float) -> str:
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
@@ -140,43 +157,50 @@ class Guard:
                 "authorization: not of the kind Bearer; send 'Authorization: Bearer' and your API key"
             )
         digest = hashlib.sha256(token.strip()).digest()
-        found = None
-        for key in self._keys:  # all of them, whether found or not: the time taken tells nothing
-            if hmac.compare_digest(key.digest, digest):
-                found = key.name
-        if found is None:
+        # The time that a look-up takes may tell of the digest, which nobody can choose who does not know the key.
+        key = self._keys.get(digest)
+        if key is None:
             raise Unauthenticated("authorization: this API key is not known here; ask the operator for one")
-        return found
+        return key.name
 
     def _look(self) -> None:
-        """Take the file's keys if it has changed."""
+        """Take the file's keys if it has changed. One that could not be read is read again at the next look."""
         assert self._path is not None
         try:
-            seen: object = _stamp(os.stat(self._path))
-        except OSError as error:
-            seen = error.errno
-        if seen == self._seen:
+            seen = _stamp(os.stat(self._path))
+            if seen == self._seen:
+                return
+            keys = read_keys(self._path)
+        except (OSError, KeyFileUnreadable) as error:
+            self._complain(f"{self._path}: {error.strerror}" if isinstance(error, OSError) else str(error))
             return
-        self._seen = seen
-        try:
-            self._keys = read_keys(self._path)
         except KeyFileError as error:
-            log.error("api_keys_refused", why=str(error), kept=len(self._keys))
+            self._seen = seen
+            self._complain(str(error))
             return
-        names = {key.name for key in self._keys}
+        self._seen, self._complaint = seen, ""
+        self._keys = {key.digest: key for key in keys}
+        names = {key.name for key in keys}
         self._buckets = {name: bucket for name, bucket in self._buckets.items() if name in names}
-        log.info("api_keys_taken", keys=len(self._keys))
+        log.info("api_keys_taken", keys=len(keys))
+
+    def _complain(self, why: str) -> None:
+        """Once for each thing that is wrong."""
+        if why != self._complaint:
+            self._complaint = why
+            log.error("api_keys_refused", why=why, kept=len(self._keys))
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """The keys of a file. Raises KeyFileError, also for a file that others may read."""
     try:
-        with path.open("rb") as file:
+        # Without waiting for a writer: it may be a pipe, which is told from a file only when it is open.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             _check_permissions(path, status)
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise KeyFileError(f"{path}: {error.strerror}; give a file of the server's user with mode 0600") from None
+        raise KeyFileUnreadable(f"{path}: {error.strerror}; give a file of the server's user with mode 0600") from None
     if len(data) > MAX_FILE_BYTES:
         raise KeyFileError(f"{path}: more than {MAX_FILE_BYTES} bytes; it holds one key a line")
     keys = parse_keys(path, data.decode("utf-8", "replace").splitlines())

@@ -30,6 +30,8 @@ APP_NAME = "jouleserve"
 REPLICA_PORTS = range(20_000, 32_000)
 REPLICA_WINDOW = 64
 RETRY_AFTER_S = 1
+CLIENT_TIMEOUT_S = 30
+"""For which a client may be silent, and may take for a request's head; `server.api.http.READ_TIMEOUT_S`."""
 UNREADY_BODY = "unready.json"
 
 
@@ -86,6 +88,7 @@ def lean_environment(run_dir: Path, ports: InnerPorts) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy / "haproxy"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_TIMEOUT_S),  # else an hour
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
@@ -161,6 +164,8 @@ def write_haproxy_wrapper(run_dir: Path, host: str, ports: InnerPorts) -> None:
     edits = [
         *inner,
         r"/^ *log /d",
+        # A head that trickles in: Ray can be told of no limit for it.
+        rf"s/^( *)timeout client .*/&\n\1timeout http-request {CLIENT_TIMEOUT_S}s/",
         *(rf"s|^( *errorfile {status}) .*|\1 {file}|" for status, file in refusals.items()),
         r"s|^( *http-request return status) 404 .*|\1 503 content-type application/json "
         rf"file {folder / UNREADY_BODY} hdr Retry-After {RETRY_AFTER_S}|",
@@ -170,7 +175,8 @@ def write_haproxy_wrapper(run_dir: Path, host: str, ports: InnerPorts) -> None:
         f"""#!/bin/sh
 # Written by JouleServe. Ray calls this as `haproxy -db -f CONFIG …`.
 sed -E {program} "$3" > "$3.tight" || exit 1
-if grep -Eq '^ *bind +(:|[*]:)' "$3.tight" && [ {shlex.quote(host)} != 0.0.0.0 ]; then
+if [ {shlex.quote(host)} != 0.0.0.0 ] && [ {shlex.quote(host)} != :: ] &&
+  grep -Eq '^ *bind +(|[*]|0[.]0[.]0[.]0|::|[[]::[]]):[0-9]+( |$)' "$3.tight"; then
   echo "HAProxy's configuration would listen on all interfaces: see server/lean.py" >&2
   exit 1
 fi

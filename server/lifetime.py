@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from server.addresses import joined
 from server.rpc import check_installed
 from server.settings import Settings
 from server.start_error import StartError
@@ -52,15 +53,21 @@ def check_ports(settings: Settings) -> None:
         # Bound here without SO_REUSEPORT: with it, the replicas would share the port with a stranger and not notice.
         ports["grpc_port"] = server.grpc_port
     for field, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((server.host, port))
-            except OSError as error:
-                raise StartError(
-                    f"server.{field}: cannot listen on {server.host}:{port} ({error.strerror}); "
-                    f"stop what does, or give another one: --set server.{field}=…"
-                ) from None
+        try:
+            _bind(server.host, port)
+        except OSError as error:
+            raise StartError(
+                f"server.{field}: cannot listen on {joined(server.host, port)} ({error.strerror}); "
+                f"stop what does, or give another one: --set server.{field}=…"
+            ) from None
+
+
+def _bind(host: str, port: int) -> None:
+    """Raises OSError if nobody could listen there. A name is tried as its first address."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
 
 
 @contextlib.contextmanager

@@ -142,9 +142,9 @@ class Replica:
             if self._rpc is not None:
                 await self._rpc.stop()
             await self.engine.close()
+        await self.link.close()  # the books first: spans may be waiting for a collector that does not answer
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
-        await self.link.close()
 
     def status(self) -> dict[str, Any]:
         """What `/info` says beyond the family."""

@@ -75,7 +75,7 @@ class ServerSettings(Section):
     rate_limit_burst_texts: int = Field(default=256, ge=1, le=1_000_000)
     """Texts that a key may ask for at once after a pause. More lets clients come in bursts and the queue fill up."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least level that is logged. `debug` writes a line per request and costs joules."""
+    """Least level that is logged. What is asked, and keys, are in no log at any level."""
     fast_lane: bool = True
     """Hand `/predict` to the engine past Ray Serve's per-request bookkeeping, which about doubles the cost of HTTP.
     Serve's own request metrics and autoscaling do not see such requests; `/metrics` does."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-CLOSE_TIMEOUT_MS = 3000
+CLOSE_TIMEOUT_S = 3.0
+PREDICT: Mapping[str, str] = {"url.path": "/predict"}
 
 
 class Tracer:
@@ -40,15 +42,15 @@ class Tracer:
         self._tracer = provider.get_tracer("jouleserve", version("jouleserve"))
         self._parent_of = TraceContextTextMapPropagator().extract
 
-    def begin(self, traceparent: bytes | None) -> RequestTrace:
-        """The span of a request that begins now."""
+    def begin(self, traceparent: bytes | None, where: Mapping[str, str] = PREDICT) -> RequestTrace:
+        """The span of a request that begins now; `where` are attributes that say what was asked."""
         carrier = {} if traceparent is None else {"traceparent": traceparent.decode("latin-1").strip()}
         now_ns = time.time_ns()
         span = self._tracer.start_span(
             "predict",
             self._parent_of(carrier, self._api.set_span_in_context(self._api.INVALID_SPAN)),
             kind=self._api.SpanKind.SERVER,
-            attributes={"url.path": "/predict"},
+            attributes=where,
             start_time=now_ns,
         )
         return RequestTrace(self, span, now_ns, now_ns - time.perf_counter_ns())
@@ -60,8 +62,17 @@ class Tracer:
         span.end(end_ns)
 
     def close(self) -> None:
-        """Send what is waiting; takes at most a few seconds."""
-        self._provider.force_flush(CLOSE_TIMEOUT_MS)
+        """Send what is waiting, within CLOSE_TIMEOUT_S: a collector that does not answer must not hold up the end.
+
+        OpenTelemetry's own time limits do not hold (its exporter tries again for ten seconds), so a thread that the
+        process does not wait for does the sending.
+        """
+        sending = threading.Thread(target=self._send_rest, name="send spans", daemon=True)
+        sending.start()
+        sending.join(CLOSE_TIMEOUT_S)
+
+    def _send_rest(self) -> None:
+        self._provider.force_flush()
         self._provider.shutdown()
 
 
@@ -84,7 +95,7 @@ class RequestTrace:
             span.end()
         return self._header()
 
-    def failed(self, error: Exception) -> tuple[bytes, bytes]:
+    def failed(self, error: BaseException) -> tuple[bytes, bytes]:
         """End the span of a request without an answer; the header that tells the client."""
         from opentelemetry.trace import StatusCode
 

@@ -7,16 +7,21 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Protocol
 
-from server.api.errors import BodyTooLarge, error_body, error_row, retry_after_s
+import structlog
+
+from server.api.errors import error_body, error_row, retry_after_s
 from server.api.http import (
+    INTERNAL_ERROR,
     READ_TIMEOUT_S,
     Head,
     Headers,
+    Message,
     Receive,
     Replay,
     Reply,
     Scope,
     Send,
+    body_too_large,
     declares_more_than,
     head_of,
     header,
@@ -24,6 +29,7 @@ from server.api.http import (
     send_reply,
     watcher,
 )
+from server.api.intake import Intake
 from server.api.predict import answer_headers, parse_predict, parse_quality, render_predictions
 from server.api.told import Told, tell
 from server.engine.engine import Answer, Engine, UsageSink, never_gone
@@ -32,6 +38,8 @@ from server.engine.family import Family
 from server.guard import Guard, Unauthenticated
 from server.shaping.policy import QualityClass
 from server.tracing import RequestTrace, Tracer
+
+log = structlog.get_logger(__name__)
 
 RELEASE = version("jouleserve")
 BODILESS = {"GET", "HEAD", "OPTIONS"}
@@ -62,6 +70,7 @@ class Replies:
         """`usage` is told of what never reaches the engine; without `guard` and `tracer` there is nothing of theirs."""
         self.engine = engine
         self.max_body_bytes = max_body_bytes
+        self.intake = Intake(max_body_bytes)
         self.guard = guard
         self.tracer = tracer
         self._joules = joules
@@ -73,14 +82,22 @@ class Replies:
         engine = self.engine
         family = engine.family
         quality: QualityClass = "standard"
+        taken = 0
         try:
             request = parse_predict(body, engine.limits.max_texts_per_request)
             quality = parse_quality(head.quality)
             if self.guard is not None:
                 self.guard.admit(head.authorization, len(request.texts))
+                taken = len(request.texts)
             answers = await engine.predict(request.texts, quality=quality, truncate=request.truncate, is_gone=is_gone)
         except EngineError as error:
+            if taken and self.guard is not None:
+                self.guard.forgive(error, head.authorization, taken)
             return self._failed(error, quality, trace)
+        except BaseException as error:  # a span that is not ended is never sent
+            if trace is not None:
+                trace.failed(error)
+            raise
         headers = answer_headers(self.tell(answers, family))
         if trace is not None:
             headers.append(trace.answered(answers))
@@ -123,12 +140,28 @@ class App:
         if scope["type"] != "http":
             await (await self._built())(scope, receive, send)
             return
+        started = False
+
+        async def tell(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, tell)
+        except Exception:
+            log.exception("a request failed unexpectedly")
+            if not started:
+                await send_reply(send, INTERNAL_ERROR)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in PROBES and scope["method"] in ("GET", "HEAD"):
             await send_reply(send, self._probe(scope["path"]))
             return
         try:
             self._check_key(scope)
-            body = None if scope["method"] in BODILESS else await self._body(scope, receive)
+            bodiless = scope["method"] in BODILESS or scope["path"] in OPEN_PATHS
+            body = None if bodiless else await self._body(scope, receive)
         except ClientGone:
             return
         except EngineError as error:
@@ -149,7 +182,13 @@ class App:
         place of everybody who waits for the server to start."""
         if self._rest is None:
             self._rest = asyncio.create_task(asyncio.to_thread(self._build))
-        return await asyncio.shield(self._rest)
+        building = self._rest
+        try:
+            return await asyncio.shield(building)
+        except Exception:
+            if self._rest is building:
+                self._rest = None  # the next to ask tries again
+            raise
 
     def _build(self) -> Any:
         from server.api.rest import build_rest
@@ -160,7 +199,7 @@ class App:
         """Alive is who answers; ready is whose engine takes requests."""
         if path == "/live" or self._replies.engine.ready:
             return Reply(200, b"{}", [])
-        return error_reply(NotReady("the server is stopping"))
+        return error_reply(NotReady("the server is stopping, or a worker of it has died"))
 
     def _check_key(self, scope: Scope) -> None:
         """Before anything of the body is read. Raises Unauthenticated."""
@@ -172,7 +211,7 @@ class App:
         """The whole body, whatever the route. Raises BodyTooLarge, SlowRequest or ClientGone."""
         most = self._replies.max_body_bytes
         if declares_more_than(scope, most):
-            raise BodyTooLarge(f"body: more than {most} bytes; send fewer or shorter texts in one request")
+            raise body_too_large(most)
         return await read_body(receive, most, READ_TIMEOUT_S)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from server.api.told import Told
@@ -16,30 +16,35 @@ if TYPE_CHECKING:
     from server.api.app import Replies
 
 
+def tell_nobody(traceresponse: bytes) -> None:
+    """For a client that cannot be told in which span its request was."""
+
+
 class Client(NamedTuple):
-    """Who asks. `timeout_s` is what is left of the client's own deadline, None without one."""
+    """Who asks. `timeout_s` is what is left of the client's own deadline, None without one; `where` says of a span what
+    was asked, and `tell_trace` is given the value of `traceresponse` where requests are traced."""
 
     authorization: bytes | None = None
     traceparent: bytes | None = None
     timeout_s: float | None = None
     is_gone: Callable[[], bool] = never_gone
+    where: Mapping[str, str] = {}
+    tell_trace: Callable[[bytes], None] = tell_nobody
 
 
 class Answered(NamedTuple):
-    """Answers in the order of the texts, the version of the family that gave them, what to say of them, and the value
-    of `traceresponse` where requests are traced."""
+    """Answers in the order of the texts, the version of the family that gave them, and what to say of them."""
 
     answers: list[Answer]
     family: Family
     told: Told
-    traceresponse: bytes | None
 
 
 async def ask(
     replies: Replies, texts: Sequence[Text], quality: QualityClass, truncate: Truncation | None, client: Client
 ) -> Answered:
     """Admit a request and have every text answered. Raises an EngineError."""
-    trace = None if replies.tracer is None else replies.tracer.begin(client.traceparent)
+    trace = None if replies.tracer is None else replies.tracer.begin(client.traceparent, client.where)
     engine = replies.engine
     family = engine.family
     try:
@@ -48,9 +53,12 @@ async def ask(
         answers = await engine.predict(
             texts, quality=quality, truncate=truncate, is_gone=client.is_gone, timeout_s=client.timeout_s
         )
-    except EngineError as error:
+    except BaseException as error:  # a span that is not ended is never sent
+        if replies.guard is not None and isinstance(error, EngineError):
+            replies.guard.forgive(error, client.authorization, len(texts))
         if trace is not None:
-            trace.failed(error)
+            client.tell_trace(trace.failed(error)[1])
         raise
-    traceresponse = None if trace is None else trace.answered(answers)[1]
-    return Answered(answers, family, replies.tell(answers, family), traceresponse)
+    if trace is not None:
+        client.tell_trace(trace.answered(answers)[1])
+    return Answered(answers, family, replies.tell(answers, family))

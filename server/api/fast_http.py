@@ -11,16 +11,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 import httptools
 import structlog
 
-from server.api.errors import BodyTooLarge, MalformedRequest, SlowRequest, error_body
-from server.api.http import LINGER_S, MAX_HEAD_BYTES, READ_TIMEOUT_S, Head, Headers, Reply
+from server.api.errors import MalformedRequest, SlowRequest
+from server.api.http import (
+    INTERNAL_ERROR,
+    LINGER_S,
+    READ_TIMEOUT_S,
+    Head,
+    Headers,
+    Reply,
+    body_too_large,
+)
+from server.api.incoming import Incoming
+from server.api.intake import Intake
 from server.api.slow_lane import SlowLane
-from server.engine.errors import EngineError
+from server.engine.errors import EngineError, Overloaded
 from server.guard import Guard
 
 log = structlog.get_logger(__name__)
@@ -28,8 +39,6 @@ log = structlog.get_logger(__name__)
 PREFIX = b"POST /predict HTTP/1."
 MAX_PIPELINED = 16
 MAX_LINE_BYTES = 8192
-INTERNAL_ERROR = Reply(500, error_body("internal error; the server's log has it", "Backend"))
-CHUNK_COST = 8  # bytes that a byte of a body may take on the wire: a chunk of one takes six
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _ONCE = {b"x-quality": "quality", b"authorization": "authorization"}
 _READ = {*_ONCE, b"traceparent", b"content-length", b"expect"}
@@ -41,31 +50,13 @@ class Answers(Protocol):
 
     max_body_bytes: int
     guard: Guard | None
+    intake: Intake
 
     async def predict(self, body: bytes, head: Head, is_gone: Any) -> Reply | None:
         """The reply, or None if the client has left."""
 
     def refuse(self, error: EngineError) -> Reply:
         """The reply to a request that cannot be read, or may not be asked."""
-
-
-class _Request:
-    """What was read of a request so far. The defaults belong to the class: most requests set few of the fields."""
-
-    url = b""
-    size = 0
-    quality: bytes | None = None
-    authorization: bytes | None = None
-    traceparent: bytes | None = None
-    complete_head = False
-    expects_continue = False
-    too_large = False
-    refusal: EngineError | None = None
-    keep_alive = True
-
-    def __init__(self, begun: float) -> None:
-        self.begun = begun
-        self.body: list[bytes] = []
 
 
 class FastHttp(asyncio.Protocol):
@@ -83,16 +74,16 @@ class FastHttp(asyncio.Protocol):
         self._standing: Headers | None = None
         self._standing_lines = b""
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._reading: _Request | None = None
-        self._waiting: deque[_Request] = deque()
+        self._reading: Incoming | None = None
+        self._waiting: deque[Incoming] = deque()
         self._busy = False
         self._gone = False
+        self._write_paused = False  # the client does not read its replies
         self._draining = False  # answer what was asked, then close
         self._lingering = False  # the last word is said; what the client still sends is thrown away
         self._refused = False  # read nothing more: what follows cannot be told apart, or is not for this lane
         self._line = b""  # the first line of a request, as long as it is not complete
         self._line_begun = 0.0
-        self._request_bytes = 0
         self._completed = False  # whether a request ended in the piece that is being parsed
         self._last_active = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -101,15 +92,26 @@ class FastHttp(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        most = self._answers.intake.max_connections
+        if len(self._state.connections) >= most:
+            self._refused = True
+            full = Overloaded(f"connections: {most} are open already; keep fewer, and reuse them", 1.0)
+            self._transport.write(self._render(self._answers.refuse(full), last=True))
+            self._transport.close()
+            return
         self._state.connections.add(self)
         self._last_active = self._loop.time()
-        self._timer = self._loop.call_later(self._keep_alive_s, self._close_if_idle)
+        self._timer = self._loop.call_later(min(self._keep_alive_s, READ_TIMEOUT_S), self._close_if_idle)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gone = True
         self._state.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+        if self._reading is not None:
+            self._reading.give_back(self._answers.intake)
+        while self._waiting:
+            self._waiting.popleft().give_back(self._answers.intake)
 
     def data_received(self, data: bytes) -> None:
         self._last_active = self._loop.time()
@@ -124,7 +126,7 @@ class FastHttp(asyncio.Protocol):
                 return
             self._line = b""
             if not data.startswith(PREFIX):
-                self._hand_over(data)
+                self._other(data)
                 return
         self._completed = False
         try:
@@ -136,37 +138,38 @@ class FastHttp(asyncio.Protocol):
         if self._reading is not None and not self._completed:
             self._bound(self._reading, len(data))
 
-    def _bound(self, request: _Request, more: int) -> None:
+    def _bound(self, request: Incoming, more: int) -> None:
         """Refuse a request whose bytes do not come to an end: headers, trailers, what is around chunks. A piece in
         which another request ends is not counted."""
-        self._request_bytes += more
-        if not request.complete_head and self._request_bytes > MAX_HEAD_BYTES:
-            self._refuse(MalformedRequest(f"headers: more than {MAX_HEAD_BYTES} bytes; send fewer or shorter ones"))
-        elif self._request_bytes > MAX_HEAD_BYTES + CHUNK_COST * self._answers.max_body_bytes:
-            self._refuse(BodyTooLarge("body: far more bytes around it than in it; send it in larger chunks"))
+        endless = request.endless(more, self._answers.max_body_bytes)
+        if endless is not None:
+            self._refuse(endless)
+        else:
+            request.hold(more, self._answers.intake)
 
     def eof_received(self) -> bool | None:
         return None
 
     def pause_writing(self) -> None:
+        self._write_paused = True
         self._transport.pause_reading()  # who does not read its replies gets to ask no more
 
     def resume_writing(self) -> None:
-        self._transport.resume_reading()
+        self._write_paused = False
+        self._next()
 
     # uvicorn's server
 
     def shutdown(self) -> None:
         """End after what was asked is answered."""
         self._draining = True
-        if not self._busy and self._reading is None:
+        if not self._busy and not self._waiting and self._reading is None:
             self._transport.close()
 
     # httptools' parser
 
     def on_message_begin(self) -> None:
-        self._reading = _Request(self._line_begun)
-        self._request_bytes = 0
+        self._reading = Incoming(self._line_begun)
 
     def on_url(self, url: bytes) -> None:
         assert self._reading is not None
@@ -178,6 +181,8 @@ class FastHttp(asyncio.Protocol):
             return
         request = self._reading
         assert request is not None
+        if request.complete_head:
+            return  # a trailer says nothing
         if name == b"content-length":
             request.too_large = value.isdigit() and int(value) > self._answers.max_body_bytes
         elif name == b"expect":
@@ -200,13 +205,13 @@ class FastHttp(asyncio.Protocol):
         elif self._parser.should_upgrade():
             self._refuse(MalformedRequest("upgrade: not served here; send a plain HTTP/1.1 request"))
         elif request.too_large:
-            self._refuse(BodyTooLarge(f"body: more than {self._answers.max_body_bytes} bytes"))
+            self._refuse(body_too_large(self._answers.max_body_bytes))
         elif request.expects_continue and request.refusal is not None:
             self._refuse(request.refusal)  # its body may come or not: what follows cannot be told apart
-        elif request.expects_continue:
+        elif request.expects_continue and self._parser.get_http_version() != "1.0":  # which knows no such reply
             self._transport.write(CONTINUE)
 
-    def _check_key(self, guard: Guard, request: _Request) -> None:
+    def _check_key(self, guard: Guard, request: Incoming) -> None:
         """Before anything of the body is kept."""
         try:
             guard.admit(request.authorization, 0)
@@ -220,7 +225,7 @@ class FastHttp(asyncio.Protocol):
         request.size += len(body)
         if request.size > self._answers.max_body_bytes:
             request.too_large = True
-            self._refuse(BodyTooLarge(f"body: more than {self._answers.max_body_bytes} bytes"))
+            self._refuse(body_too_large(self._answers.max_body_bytes))
             return
         if request.refusal is None:
             request.body.append(body)
@@ -230,10 +235,11 @@ class FastHttp(asyncio.Protocol):
         request, self._reading = self._reading, None
         if request is None or request.too_large or self._refused:
             self._refused = True
-            if not self._busy and not self._lingering:
+            if not self._busy and not self._waiting and not self._lingering:
                 self._transport.close()
             return
-        if self._busy:
+        if self._busy or self._write_paused:
+            request.hold(request.size - request.held_bytes, self._answers.intake)
             self._waiting.append(request)
             if len(self._waiting) >= MAX_PIPELINED:
                 self._transport.pause_reading()
@@ -242,20 +248,22 @@ class FastHttp(asyncio.Protocol):
 
     # answering
 
-    def _start(self, request: _Request) -> None:
+    def _start(self, request: Incoming) -> None:
         self._busy = True
         self._state.total_requests += 1
         self._task = self._loop.create_task(self._answer(request))
         self._state.tasks.add(self._task)
 
-    async def _answer(self, request: _Request) -> None:
+    async def _answer(self, request: Incoming) -> None:
         task = self._task
         try:
             await self._reply_to(request)
         finally:
             self._state.tasks.discard(task)
+            if request.held_bytes:
+                request.give_back(self._answers.intake)
 
-    async def _reply_to(self, request: _Request) -> None:
+    async def _reply_to(self, request: Incoming) -> None:
         body = request.body[0] if len(request.body) == 1 else b"".join(request.body)
         reply: Reply | None
         try:
@@ -280,7 +288,15 @@ class FastHttp(asyncio.Protocol):
         if last:
             self._transport.close()
         elif pending:
+            self._next()
+
+    def _next(self) -> None:
+        """Begin with the next request that waits, and read on, unless the client does not read its replies."""
+        if self._write_paused or self._transport.is_closing():
+            return
+        if self._waiting and not self._busy:
             self._start(self._waiting.popleft())
+        if len(self._waiting) < MAX_PIPELINED:
             self._transport.resume_reading()
 
     def _is_gone(self) -> bool:
@@ -300,51 +316,68 @@ class FastHttp(asyncio.Protocol):
         head += (b"connection: close\r\n\r\n" if last else b"\r\n", reply.body)
         return b"".join(head)
 
-    def _refuse(self, error: EngineError) -> None:
+    def _refuse(self, error: EngineError, status: int | None = None) -> None:
         """Answer a request that cannot be read, and close: what follows cannot be told apart any more.
 
         The client may still be sending; were the connection closed at once, the reset would take the answer from it. So
-        only our direction ends, and what comes is thrown away for a moment.
+        only our direction ends, and what comes is thrown away for a moment. `status` is for what only HTTP knows.
         """
         if self._refused:
             return
         self._refused = True
         reply = self._answers.refuse(error)
-        if not self._busy and not self._transport.is_closing():
+        if status is not None:
+            reply = replace(reply, status=status)
+        if not self._busy and not self._waiting and not self._transport.is_closing():
             self._lingering = True
             self._transport.write(self._render(reply, last=True))
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             self._loop.call_later(LINGER_S, self._transport.abort)
 
+    def _other(self, data: bytes) -> None:
+        """Take what does not begin as a request for this lane."""
+        begun = data.lstrip(b"\r\n")  # empty lines may stand before a request: RFC 9112, 2.2
+        if len(begun) < len(data):
+            if begun:
+                self.data_received(begun)
+            return
+        line, end, rest = data.partition(b"\r\n")
+        if self._busy or self._waiting:
+            self._refused = True  # a pipelined stranger: its client asks again on another connection
+        elif not end or len(line) > MAX_LINE_BYTES:
+            self._refuse(MalformedRequest(f"request line: more than {MAX_LINE_BYTES} bytes; send a shorter one"), 414)
+        else:
+            self._hand_over(line + b"\r\nconnection: close\r\n" + rest)
+
     def _hand_over(self, data: bytes) -> None:
         """Let uvicorn's own protocol have the connection, from this request on."""
-        if self._busy:
-            self._refused = True  # a pipelined stranger: its client asks again on another connection
-            return
         self._state.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
-        slow = SlowLane(self._slow(**self._slow_arguments), self._loop, self._line_begun)
+        inner = self._slow(**self._slow_arguments)
+        slow = SlowLane(inner, self._loop, self._line_begun, self._answers.intake, self._answers.max_body_bytes)
         self._transport.set_protocol(slow)
         slow.connection_made(self._transport)
-        line, _, rest = data.partition(b"\r\n")
-        slow.data_received(line + b"\r\nconnection: close\r\n" + rest)
+        slow.data_received(data)
 
     def _close_if_idle(self) -> None:
-        """Looks once in a keep-alive time instead of setting a timer for each request."""
+        """Looks now and then instead of setting a timer for each request; often enough to see one that trickles in
+        no later than at its limit."""
         now = self._loop.time()
-        begun = self._reading.begun if self._reading is not None else self._line_begun if self._line else now
-        if now - begun > READ_TIMEOUT_S:  # a request that trickles in for ever
+        begun = self._reading.begun if self._reading is not None else self._line_begun if self._line else None
+        left_s = READ_TIMEOUT_S if begun is None else READ_TIMEOUT_S - (now - begun)
+        if left_s <= 0:
             if self._busy or self._refused:
                 self._transport.abort()
             else:
                 self._refuse(SlowRequest(f"request: not complete after {READ_TIMEOUT_S:g} s; send it again"))
             return
         idle_s = now - self._last_active
-        if self._busy or idle_s < self._keep_alive_s:
-            wait_s = self._keep_alive_s if self._busy else self._keep_alive_s - idle_s
-            self._timer = self._loop.call_later(wait_s, self._close_if_idle)
+        if self._busy or begun is not None or idle_s < self._keep_alive_s:
+            if not self._busy and begun is None:
+                left_s = min(left_s, self._keep_alive_s - idle_s)
+            self._timer = self._loop.call_later(left_s, self._close_if_idle)
         elif self._transport.get_write_buffer_size():
             self._transport.abort()  # it does not read what it asked for
         else:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from server.api.errors import BodyTooLarge, SlowRequest
+from server.api.errors import BodyTooLarge, SlowRequest, error_body
 from server.engine.engine import never_gone
 from server.engine.errors import ClientGone
 
@@ -23,6 +23,8 @@ READ_TIMEOUT_S = 30.0
 MAX_HEAD_BYTES = 65_536
 LINGER_S = 2.0
 """Seconds for which a refused client may go on sending, unheard, so that it gets to read why."""
+CHUNK_COST = 8
+"""Bytes that a byte of a body may take on the wire: a chunk of one takes six."""
 
 
 class Head(Protocol):
@@ -40,6 +42,9 @@ class Reply:
     status: int
     body: bytes
     headers: Headers = field(default_factory=list)
+
+
+INTERNAL_ERROR = Reply(500, error_body("internal error; the server's log has it", "Backend"))
 
 
 @dataclass(slots=True)
@@ -62,6 +67,11 @@ def head_of(scope: Scope) -> PlainHead:
         elif name == b"traceparent":
             head.traceparent = value if head.traceparent is None else b""
     return head
+
+
+def body_too_large(max_bytes: int) -> BodyTooLarge:
+    """The one wording of it."""
+    return BodyTooLarge(f"body: more than {max_bytes} bytes; send fewer or shorter texts in one request")
 
 
 def declares_more_than(scope: Scope, max_bytes: int) -> bool:
@@ -90,7 +100,7 @@ async def _read_body(receive: Receive, max_bytes: int) -> bytes:
         part: bytes = message.get("body", b"")
         size += len(part)
         if size > max_bytes:
-            raise BodyTooLarge(f"body: more than {max_bytes} bytes; send fewer or shorter texts in one request")
+            raise body_too_large(max_bytes)
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -87,12 +87,14 @@ def make_request(
     truncate = side if flag(parameters, "truncate") else None
     for wanted in outputs:
         _check_wanted(wanted)
+    if len({wanted.name for wanted in outputs}) < len(outputs):
+        raise MalformedRequest(f"outputs: '{outputs[0].name}' is asked for twice; ask for it once")
     texts = _texts_of(tensor, max_texts)
     return InferRequest(request_id, texts, quality, truncate, flag(parameters, "raw_scores"), tuple(outputs))
 
 
 def check_counts(inputs: int, outputs: int) -> None:
-    """Raise EmptyInput or MalformedRequest unless there is one input tensor and no output is asked for twice."""
+    """Raise EmptyInput or MalformedRequest unless there is one input tensor, and no more outputs than there are."""
     if not inputs:
         raise EmptyInput(f"inputs: none; send one tensor, called '{INPUT}'")
     if inputs > 1:

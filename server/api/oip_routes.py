@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from server.api.asking import Client, ask
 from server.api.errors import MalformedRequest
-from server.api.http import head_of, header, watcher
+from server.api.http import Headers, head_of, header, watcher
 from server.api.oip import check_model, make_outputs
 from server.api.oip_json import model_metadata, parse_infer, render_infer, server_metadata
 from server.api.openapi import error_responses
@@ -87,7 +87,11 @@ def oip_router(replies: Replies, release: str) -> APIRouter:
         responses=_READY_ERRORS,
     )
     async def ready() -> Response:
-        return Response(status_code=200) if engine.ready else refused(NotReady("the server is stopping"))
+        return (
+            Response(status_code=200)
+            if engine.ready
+            else refused(NotReady("the server is stopping, or a worker of it has died"))
+        )
 
     @router.get("/models/{name}/versions/{version}", summary="Tensors of the model", responses=_MODEL_ERRORS)
     async def versioned_model(name: Name, version: Version) -> Any:
@@ -127,10 +131,13 @@ def oip_router(replies: Replies, release: str) -> APIRouter:
 
     @router.post("/models/{name}/versions/{version}/infer", **infer_document)
     async def versioned_infer(name: Name, version: Version, request: Request) -> Response:
+        told: Headers = []
         try:
-            return await _infer(replies, name, version, request)
+            response = await _infer(replies, name, version, request, told)
         except EngineError as error:
-            return refused(error)
+            response = refused(error)
+        response.raw_headers.extend(told)
+        return response
 
     @router.post("/models/{name}/infer", **infer_document)
     async def infer(name: Name, request: Request) -> Response:
@@ -139,7 +146,8 @@ def oip_router(replies: Replies, release: str) -> APIRouter:
     return router
 
 
-async def _infer(replies: Replies, name: str, version: str, request: Request) -> Response:
+async def _infer(replies: Replies, name: str, version: str, request: Request, told: Headers) -> Response:
+    """The answer; `told` gets headers that belong to a refusal, too."""
     check_model(replies.engine.family, name, version)
     scope = request.scope
     if header(scope, b"content-encoding") not in (None, b"identity"):
@@ -148,15 +156,17 @@ async def _infer(replies: Replies, name: str, version: str, request: Request) ->
     length = header(scope, HEADER_LENGTH.lower().encode())
     asked = parse_infer(body, length, replies.engine.limits.max_texts_per_request)
     head = head_of(scope)
-    client = Client(head.authorization, head.traceparent, is_gone=watcher(request.receive))
+    client = Client(
+        head.authorization,
+        head.traceparent,
+        is_gone=watcher(request.receive),
+        where={"url.path": scope["path"]},
+        tell_trace=lambda value: told.append((b"traceresponse", value)),
+    )
     answered = await ask(replies, asked.texts, asked.quality, asked.truncate, client)
     family = answered.family
     outputs = make_outputs(asked, answered.answers, family.manifest)
     content, json_length = render_infer(asked, outputs, answered.told, family)
-    headers = {}
-    if answered.traceresponse is not None:
-        headers["traceresponse"] = answered.traceresponse.decode()
     if json_length == len(content):
-        return Response(content, headers=headers, media_type="application/json")
-    headers[HEADER_LENGTH] = str(json_length)
-    return Response(content, headers=headers, media_type="application/octet-stream")
+        return Response(content, media_type="application/json")
+    return Response(content, headers={HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from server.api.app import RELEASE, Replies, describe_family
 from server.api.docs import render_docs
 from server.api.errors import error_body
+from server.api.http import INTERNAL_ERROR
 from server.api.oip_routes import oip_router
 from server.api.openapi import describe
 
@@ -26,6 +27,7 @@ def build_rest(replies: Replies, status: Callable[[], dict[str, Any]]) -> FastAP
         # FastAPI's own pages load their scripts from a content network; ours needs no internet.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # it would send the client to wherever the Host header says
     )
 
     # `server.api.app` answers both before FastAPI is even loaded; they are here for the document.
@@ -47,6 +49,11 @@ def build_rest(replies: Replies, status: Callable[[], dict[str, Any]]) -> FastAP
         """No such route or method, in the shape of all errors."""
         body = error_body(str(error.detail), "NotFound" if error.status_code == 404 else "Validation")
         return Response(body, error.status_code, error.headers, "application/json")
+
+    @rest.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        """Starlette raises the error again; `server.api.app` logs it."""
+        return Response(INTERNAL_ERROR.body, INTERNAL_ERROR.status, media_type="application/json")
 
     rest.include_router(oip_router(replies, RELEASE))
     guard = replies.guard

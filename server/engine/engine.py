@@ -81,8 +81,8 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are accepted."""
-        return self._accepting
+        """Whether requests are accepted and every worker lives to answer them."""
+        return self._accepting and self._scheduler.healthy
 
     @property
     def healthy(self) -> bool:
@@ -300,13 +300,14 @@ class Engine:
         # The first who still waits owes the computation; if nobody does, the one who began it.
         owing = next((waiter for waiter in waiters if not waiter.future.done()), waiters[0])
         usage = self._usage
-        if route.saving:
-            usage.avoided("fallback", round(result.cpu_ns * route.saving))
         ended_ns = time.perf_counter_ns()
         for waiter in waiters:
             outcome = settle(waiter, route, result, first=waiter is owing)
-            if waiter is not owing:
+            # Nothing was avoided for who got no answer, or had left before it.
+            if outcome == "cached":
                 usage.avoided("cache", result.cpu_ns)
+            elif outcome == "ok" and route.saving:
+                usage.avoided("fallback", round(result.cpu_ns * route.saving))
             usage.request(
                 route.variant,
                 route.point,

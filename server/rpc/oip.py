@@ -13,13 +13,16 @@ from server.api.asking import Answered, ask
 from server.api.errors import MalformedRequest
 from server.api.oip_json import parameters_of
 from server.engine.family import Family
+from server.rpc.arrival import Arrivals
 from server.rpc.calls import Call, unary
 from server.rpc.proto import open_inference_pb2 as pb
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+OPEN = {"ServerLive", "ServerReady"}
+"""Answered without an API key, as `/v2/health/*` is."""
 
 
-def inference_methods(replies: Replies, release: str) -> dict[str, Any]:
+def inference_methods(replies: Replies, arrivals: Arrivals, release: str) -> dict[str, Any]:
     """The service's handlers by method name."""
     engine = replies.engine
 
@@ -44,16 +47,19 @@ def inference_methods(replies: Replies, release: str) -> dict[str, Any]:
         oip.check_model(engine.family, request.model_name, request.model_version)
         asked = parse_infer(request, engine.limits.max_texts_per_request)
         answered = await ask(replies, asked.texts, asked.quality, asked.truncate, call.client)
-        call.tell_trace(answered.traceresponse)
         return render_infer(asked, answered, raw=bool(request.raw_input_contents))
 
+    methods: dict[str, tuple[type[Message], Any]] = {
+        "ServerLive": (pb.ServerLiveRequest, server_live),
+        "ServerReady": (pb.ServerReadyRequest, server_ready),
+        "ModelReady": (pb.ModelReadyRequest, model_ready),
+        "ServerMetadata": (pb.ServerMetadataRequest, server_metadata),
+        "ModelMetadata": (pb.ModelMetadataRequest, model_metadata),
+        "ModelInfer": (pb.ModelInferRequest, model_infer),
+    }
     return {
-        "ServerLive": unary(replies, pb.ServerLiveRequest, server_live),
-        "ServerReady": unary(replies, pb.ServerReadyRequest, server_ready),
-        "ModelReady": unary(replies, pb.ModelReadyRequest, model_ready),
-        "ServerMetadata": unary(replies, pb.ServerMetadataRequest, server_metadata),
-        "ModelMetadata": unary(replies, pb.ModelMetadataRequest, model_metadata),
-        "ModelInfer": unary(replies, pb.ModelInferRequest, model_infer),
+        name: unary(replies, arrivals, f"{SERVICE}/{name}", request_type, method, needs_key=name not in OPEN)
+        for name, (request_type, method) in methods.items()
     }
 
 

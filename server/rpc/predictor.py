@@ -10,6 +10,7 @@ from server.api.errors import MalformedRequest
 from server.engine.errors import EmptyInput, InputTooLarge
 from server.engine.scores import best_first, probabilities
 from server.engine.tokenizer import Text, Truncation
+from server.rpc.arrival import Arrivals
 from server.rpc.calls import Call, unary
 from server.rpc.proto.predictor_pb2 import DESCRIPTOR, Prediction, PredictReply, PredictRequest
 from server.shaping.policy import QualityClass
@@ -20,7 +21,7 @@ _QUALITIES: dict[int, QualityClass] = {0: "standard", 1: "strict", 2: "standard"
 _TRUNCATIONS: dict[int, Truncation | None] = {0: None, 1: "right", 2: "left"}
 
 
-def predictor_methods(replies: Replies) -> dict[str, Any]:
+def predictor_methods(replies: Replies, arrivals: Arrivals) -> dict[str, Any]:
     """The service's handlers by method name."""
 
     async def predict(request: PredictRequest, call: Call) -> PredictReply:
@@ -28,10 +29,9 @@ def predictor_methods(replies: Replies) -> dict[str, Any]:
         quality = _named(_QUALITIES, request.quality, "quality")
         truncate = _named(_TRUNCATIONS, request.truncate, "truncate")
         answered = await ask(replies, texts, quality, truncate, call.client)
-        call.tell_trace(answered.traceresponse)
         return render(answered, request.raw_scores)
 
-    return {"Predict": unary(replies, PredictRequest, predict)}
+    return {"Predict": unary(replies, arrivals, f"{SERVICE}/Predict", PredictRequest, predict)}
 
 
 def texts_of(request: PredictRequest, max_texts: int) -> list[Text]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.config_problems import SettingsError
+from server.engine.errors import BackendFailure, NotReady, Overloaded
 from server.exposure import check_exposure, is_loopback, make_guard
 from server.guard import (
     Bucket,
@@ -89,17 +91,22 @@ def test_nothing_else_is_let_in_and_the_error_does_not_repeat_it(keys: Path, sen
     assert ALI[:-1] not in str(error.value)
 
 
-def test_every_key_is_compared_whether_one_matched_before_or_not(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compared: list[int] = []
-    honest = __import__("hmac").compare_digest
+def test_a_key_is_looked_up_and_not_compared_with_all_others(keys: Path) -> None:
+    guard = Guard(keys, None, Clock())
+    guard.admit(bearer(ALI), 1)
 
-    def compare(one: bytes, other: bytes) -> bool:
-        compared.append(len(one))
-        return bool(honest(one, other))
+    class Unlisted(dict[bytes, object]):
+        """Keys that cannot be gone through."""
 
-    monkeypatch.setattr("server.guard.hmac.compare_digest", compare)
-    Guard(keys, None, Clock()).admit(bearer(ALI), 1)
-    assert compared == [32, 32]
+        def __iter__(self) -> object:  # type: ignore[override]
+            raise AssertionError("every key was looked at")
+
+        values = items = keys = __iter__  # type: ignore[assignment]
+
+    guard._keys = Unlisted(guard._keys)  # type: ignore[assignment]
+    guard.admit(bearer(BEA), 1)
+    with pytest.raises(Unauthenticated):
+        guard.admit(bearer("another"), 1)
 
 
 def test_a_changed_file_is_followed_within_a_second(keys: Path) -> None:
@@ -169,6 +176,28 @@ def test_a_file_that_goes_away_keeps_the_former_keys(keys: Path) -> None:
     assert logged[0]["event"] == "api_keys_refused"
 
 
+def full(*_: object) -> int:
+    raise OSError(24, "Too many open files")
+
+
+def test_a_file_that_could_not_be_read_once_is_read_again(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    guard = Guard(keys, None, clock)
+    guard.admit(bearer(ALI), 1)
+    write(keys, line("bea", BEA))
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logged:
+        patch.setattr("server.guard.os.open", full)
+        for _ in range(3):
+            clock.now += 1
+            guard.admit(bearer(ALI), 1)
+    assert [entry["event"] for entry in logged] == ["api_keys_refused"]
+    assert "Too many open files" in logged[0]["why"]
+    clock.now += 1
+    guard.admit(bearer(BEA), 1)
+    with pytest.raises(Unauthenticated):
+        guard.admit(bearer(ALI), 1)
+
+
 def test_without_a_usable_file_from_the_start_nobody_is_let_in(tmp_path: Path) -> None:
     guard = Guard(tmp_path / "missing", None, Clock())
     with pytest.raises(Unauthenticated):
@@ -185,6 +214,36 @@ def test_a_file_that_others_may_read_or_write_is_refused(keys: Path, mode: int) 
 def test_a_folder_is_no_key_file(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError):
         read_keys(tmp_path)
+
+
+def test_a_pipe_is_no_key_file_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "keys", 0o600)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            with pytest.raises(KeyFileError, match="not a regular file"):
+                pool.submit(read_keys, tmp_path / "keys").result(10)
+        finally:
+            os.close(os.open(tmp_path / "keys", os.O_RDWR))  # lets go of a reader that waits
+
+
+def test_what_the_engine_did_not_take_is_not_paid_for(keys: Path) -> None:
+    guard = Guard(keys, RateLimit(1.0, 4), Clock())
+    for error in (Overloaded("full", 1.0), NotReady("stopping")):
+        guard.admit(bearer(ALI), 4)
+        guard.forgive(error, bearer(ALI), 4)
+    guard.admit(bearer(ALI), 4)
+    guard.forgive(BackendFailure("computed and failed"), bearer(ALI), 4)
+    with pytest.raises(RateLimited):
+        guard.admit(bearer(ALI), 1)
+
+
+def test_nothing_is_returned_beyond_the_burst() -> None:
+    guard = Guard(None, RateLimit(1.0, 4), Clock())
+    guard.admit(None, 1)
+    guard.forgive(NotReady("stopping"), None, 100)
+    guard.admit(None, 4)
+    with pytest.raises(RateLimited):
+        guard.admit(None, 1)
 
 
 def test_each_key_has_a_limit_of_its_own_and_is_told_when_to_come_back(keys: Path) -> None:
@@ -279,6 +338,12 @@ def test_an_open_server_on_the_network_is_warned_of(host: str, warned: bool) -> 
     said: list[str] = []
     check_exposure(settings_of(host=host), said.append)
     assert any("server.api_keys_file" in one for one in said) == warned
+
+
+def test_the_warning_names_every_port_that_answers() -> None:
+    said: list[str] = []
+    check_exposure(settings_of(host="0.0.0.0", port=8101, grpc_port=8102), said.append)
+    assert "ports 8101 and 8102" in said[0]
 
 
 def test_with_keys_there_is_nothing_to_warn_of(keys: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from server.api.http import READ_TIMEOUT_S
 from server.lean import REPLICA_PORTS, REPLICA_WINDOW, InnerPorts, lean_environment, proxy_dir, write_haproxy_wrapper
 from server.lean_ray import _on_loopback, _with_quiet_agent
 from server.quiet_agent import NOT_OFFERED, SERVICES
@@ -73,6 +74,32 @@ def test_each_server_gets_a_window_of_replica_ports_of_its_own(tmp_path: Path) -
     assert ports.replicas.start == low < high < grpc_low < grpc_high == ports.replicas.stop - 1
 
 
+@pytest.mark.parametrize(
+    ("host", "bind", "starts"),
+    [
+        ("127.0.0.1", "127.0.0.1:{port}", True),
+        ("::1", "::1:{port}", True),
+        ("0.0.0.0", "0.0.0.0:{port}", True),
+        ("::", ":::{port}", True),
+        *(("127.0.0.1", one + "{port}", False) for one in (":", "*:", ":::", "[::]:", "0.0.0.0:")),
+    ],
+)
+def test_haproxy_does_not_start_where_it_would_listen_to_the_world_unasked(
+    tmp_path: Path, host: str, bind: str, starts: bool
+) -> None:
+    ports = InnerPorts.choose()
+    write_haproxy_wrapper(tmp_path, host, ports)
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\n"
+        f"frontend front\n    bind {bind.format(port=ports.fallback_http)}\n    http-request return status 200\n"
+    )
+    wrapper = proxy_dir(tmp_path) / "haproxy"
+    checked = subprocess.run([wrapper, "-db", "-f", config, "-c"], capture_output=True, text=True, timeout=30)
+    assert (checked.returncode == 0) == starts, checked.stderr
+    assert ("all interfaces" in checked.stderr) != starts
+
+
 def test_haproxy_without_a_replica_answers_as_the_server_would(tmp_path: Path) -> None:
     """The wrapper turns Ray's bare 500 and its 404 into a 503 in JSON with Retry-After."""
     ports = InnerPorts.choose()
@@ -92,3 +119,5 @@ def test_haproxy_without_a_replica_answers_as_the_server_would(tmp_path: Path) -
     assert f"bind 127.0.0.1:{ports.haproxy_stats}" in tight
     assert "status 503 content-type application/json" in tight
     assert "/nowhere" not in tight
+    assert f"timeout http-request {READ_TIMEOUT_S:.0f}s" in tight
+    assert int(lean_environment(tmp_path, ports)["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]) == READ_TIMEOUT_S

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the otel extra")
 
@@ -23,10 +24,18 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from models.store import Version
+from server.api.app import Replies
+from server.api.asking import Client
+from server.api.asking import ask as api_ask
+from server.api.http import head_of
 from server.config_problems import SettingsError
 from server.engine.family import Family, load_family
+from server.engine.tokenizer import Text
+from server.rpc.proto.predictor_pb2 import PredictRequest
 from server.tracing import Tracer, endpoint_of, make_provider, open_tracer
+from tests.support.engines import gated, running, until
 from tests.support.listening import BODY, LANES, listening
+from tests.support.rpc import PREDICT, Meter, rpc_serving
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = (f"00-{TRACE_ID}-{PARENT_ID}-{flags}" for flags in ("01", "00"))
@@ -162,6 +171,107 @@ async def test_many_texts_make_no_more_spans_than_one(family: Family) -> None:
 async def test_without_a_tracer_nothing_is_said(family: Family) -> None:
     async with listening(family) as running, httpx.AsyncClient(base_url=running.url) as client:
         assert "traceresponse" not in (await ask(client, SAMPLED)).headers
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/tiny/infer"])
+async def test_a_request_that_is_cancelled_ends_its_span(family: Family, path: str) -> None:
+    held, gates = gated(family)
+    gates["full"].gate.clear()
+    exporter = InMemorySpanExporter()
+    tracer = Tracer(make_provider(SimpleSpanProcessor(exporter)))
+    async with running(held) as (engine, usage):
+        replies = Replies(engine, Meter(), 1000, usage, None, tracer)
+        if path == "/predict":
+            asking = asyncio.ensure_future(replies.predict(BODY, head_of({"headers": []})))
+        else:
+            asking = asyncio.ensure_future(
+                api_ask(replies, [Text("card")], "standard", None, Client(where={"url.path": path}))  # type: ignore[arg-type]
+            )
+        await until(lambda: bool(gates["full"].batches))
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        gates["full"].gate.set()
+    span = by_name(exporter)["predict"]
+    assert span.attributes is not None
+    assert (span.attributes["url.path"], span.attributes["error.type"]) == (path, "CancelledError")
+
+
+async def test_a_span_says_which_path_was_asked_and_a_refusal_in_which_span_it_was(family: Family) -> None:
+    path = "/v2/models/tiny/infer"
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["card"]}
+    async with traced(family) as (client, exporter):
+        answered = await client.post(path, json={"inputs": [tensor]}, headers={"traceparent": SAMPLED})
+        root = by_name(exporter)["predict"]
+        refused = await client.post(
+            path, json={"inputs": [{**tensor, "data": [" "]}]}, headers={"traceparent": SAMPLED}
+        )
+        failed = by_name(exporter)["predict"]
+    assert (answered.status_code, refused.status_code) == (200, 400)
+    for reply, span in ((answered, root), (refused, failed)):
+        assert span.context is not None
+        assert span.attributes is not None
+        assert span.attributes["url.path"] == path
+        assert reply.headers["traceresponse"] == f"00-{TRACE_ID}-{span.context.span_id:016x}-01"
+
+
+async def test_a_call_is_named_and_told_its_span_whether_it_is_answered_or_refused(family: Family) -> None:
+    exporter = InMemorySpanExporter()
+    tracer = Tracer(make_provider(SimpleSpanProcessor(exporter)))
+    async with rpc_serving(family, tracer=tracer) as rpc:
+        for text, code in (("card", "OK"), (" ", "INVALID_ARGUMENT")):
+            message = PredictRequest(texts=[text]).SerializeToString()
+            call = rpc.channel.unary_unary(PREDICT)(message, metadata=(("traceparent", SAMPLED),), timeout=20)
+            assert (await call.code()).name == code
+            told = dict(await call.trailing_metadata())
+            span = by_name(exporter)["predict"]
+            assert span.context is not None
+            assert told["traceresponse"] == f"00-{TRACE_ID}-{span.context.span_id:016x}-01"
+            assert span.attributes is not None
+            assert span.attributes["rpc.method"] == PREDICT[1:]
+            assert "url.path" not in span.attributes
+    assert told["error-type"] == "Empty"
+
+
+async def test_a_call_whose_client_leaves_ends_its_span_and_is_no_failure_of_ours(family: Family) -> None:
+    held, gates = gated(family)
+    gates["full"].gate.clear()
+    exporter = InMemorySpanExporter()
+    tracer = Tracer(make_provider(SimpleSpanProcessor(exporter)))
+    with structlog.testing.capture_logs() as logged:
+        async with rpc_serving(held, tracer=tracer) as rpc:
+            call = rpc.channel.unary_unary(PREDICT)(PredictRequest(texts=["card"]).SerializeToString(), timeout=20)
+            await until(lambda: bool(gates["full"].batches))
+            call.cancel()
+            await until(lambda: bool(exporter.get_finished_spans()))
+            gates["full"].gate.set()
+    span = by_name(exporter)["predict"]
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == "CancelledError"
+    assert logged == []
+
+
+class Stuck(SimpleSpanProcessor):
+    """A collector that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(InMemorySpanExporter())
+        self.released = threading.Event()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return self.released.wait(60)
+
+
+def test_a_collector_that_does_not_answer_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.tracing.CLOSE_TIMEOUT_S", 0.05)
+    stuck = Stuck()
+    closing = threading.Thread(target=Tracer(make_provider(stuck)).close, daemon=True)
+    closing.start()
+    closing.join(20)
+    try:
+        assert not closing.is_alive()
+    finally:
+        stuck.released.set()
 
 
 class Collector(BaseHTTPRequestHandler):

@@ -40,18 +40,26 @@ class Running:
 
     async def raw(self, *parts: bytes, pause_s: float = 0.0, silence_s: float = 1.0) -> bytes:
         """Send the parts one after the other and return everything until the server closes or is silent."""
+        return (await self.talk(*parts, pause_s=pause_s, silence_s=silence_s))[0]
+
+    async def talk(self, *parts: bytes, pause_s: float = 0.0, silence_s: float = 1.0) -> tuple[bytes, bool]:
+        """As `raw`, and whether the server has closed."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         with contextlib.suppress(ConnectionError):
             for part in parts:
                 writer.write(part)
                 await writer.drain()
                 await asyncio.sleep(pause_s)
-        received = b""
-        with contextlib.suppress(TimeoutError, ConnectionError):
+        received, closed = b"", True
+        try:
             while chunk := await asyncio.wait_for(reader.read(65536), silence_s):
                 received += chunk
+        except TimeoutError:
+            closed = False
+        except ConnectionError:
+            pass
         writer.close()
-        return received
+        return received, closed
 
 
 def post(body: bytes = BODY, *headers: str, path: str = "/predict") -> bytes:

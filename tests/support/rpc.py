@@ -17,6 +17,7 @@ from server.guard import Guard
 from server.rpc.proto import open_inference_pb2 as oip
 from server.rpc.proto import predictor_pb2 as own
 from server.rpc.server import RpcServer
+from server.tracing import Tracer
 from tests.support.engines import RecordingUsage, WatchedEngine, running
 
 MAX_MESSAGE = 100_000
@@ -68,11 +69,14 @@ class Rpc:
 
 
 @asynccontextmanager
-async def rpc_serving(family: Family, guard: Guard | None = None, **options: Any) -> AsyncIterator[Rpc]:
+async def rpc_serving(
+    family: Family, guard: Guard | None = None, *, tracer: Tracer | None = None, **options: Any
+) -> AsyncIterator[Rpc]:
     """A server on a port of its own; `options` are those of the engine."""
     async with running(family, **options) as (engine, usage):
         port = free_port()
-        server = RpcServer(Replies(engine, Meter(), MAX_MESSAGE, usage, guard), "127.0.0.1", port, MAX_MESSAGE)
+        replies = Replies(engine, Meter(), MAX_MESSAGE, usage, guard, tracer)
+        server = RpcServer(replies, "127.0.0.1", port, MAX_MESSAGE)
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -270,6 +270,42 @@ async def test_a_body_over_the_limit_is_refused_on_every_route(family: Family) -
     assert (declared.status_code, sent[0]["status"]) == (413, 413)
 
 
+@pytest.mark.parametrize("path", ["/health", "/live", "/docs", "/openapi.json", "/v2/health/ready"])
+async def test_a_body_on_an_open_route_is_answered_unread(family: Family, path: str) -> None:
+    """Whoever has no key could else send without end."""
+    async with serving(family) as (_, app, _):
+        sent = await exchange(app, [], path=path)
+    assert sent[0]["status"] == 405
+
+
+async def test_cold_routes_that_could_not_be_built_are_built_when_next_asked_for(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(family) as (client, app, _):
+        with monkeypatch.context() as broken:
+            broken.setattr(app, "_build", lambda: 1 / 0)
+            first = await client.get("/info")
+        second = await client.get("/info")
+    assert (first.status_code, first.json()["error_type"]) == (500, "Backend")
+    assert second.status_code == 200
+
+
+async def test_an_unexpected_failure_of_a_cold_route_has_the_shape_of_all_errors(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.api.rest.describe_family", lambda engine: 1 / 0)
+    async with serving(family) as (client, _, _):
+        reply = await client.get("/info")
+    assert (reply.status_code, reply.json()["error_type"]) == (500, "Backend")
+
+
+async def test_no_client_is_sent_to_where_its_host_header_says(family: Family) -> None:
+    async with serving(family) as (client, _, _):
+        reply = await client.get("/info/", headers={"host": "elsewhere.example"})
+    assert reply.status_code == 404
+    assert "location" not in reply.headers
+
+
 @pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/info", 405)])
 async def test_a_route_that_is_not_there_is_refused_in_the_shape_of_all_errors(
     family: Family, path: str, status: int

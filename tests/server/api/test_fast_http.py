@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import pytest
 
-from server.api.http import MAX_HEAD_BYTES
+from server.api.fast_http import MAX_PIPELINED
+from server.api.http import MAX_HEAD_BYTES, Reply
 from server.engine.family import Family
-from tests.support.listening import BODY, MAX_BODY_BYTES, Running, listening, post
+from tests.support.engines import until
+from tests.support.listening import BODY, LANES, MAX_BODY_BYTES, Running, chunked, listening, post
 
 
 @pytest.fixture
@@ -45,6 +50,91 @@ async def test_both_ways_give_the_same_answer(running: Running) -> None:
     short = await running.raw(post())
     long = await running.raw(post().replace(b"/predict", b"/predict?long=1"))
     assert short.split(b"\r\n\r\n")[1] == long.split(b"\r\n\r\n")[1]
+
+
+async def test_both_ways_refuse_too_large_a_body_in_the_same_words(running: Running) -> None:
+    large = b"x" * (MAX_BODY_BYTES + 1)
+    requests = [form(path) for form in (announced(large), in_chunks(large)) for path in LANES.values()]
+    bodies = {(await running.raw(request)).partition(b"\r\n\r\n")[2] for request in requests}
+    assert len(bodies) == 1
+    assert b"send fewer or shorter texts" in bodies.pop()
+
+
+def announced(body: bytes) -> Callable[[str], bytes]:
+    return lambda path: post(body, path=path)
+
+
+def in_chunks(body: bytes) -> Callable[[str], bytes]:
+    return lambda path: chunked(body, path=path)
+
+
+@pytest.mark.parametrize("blank", [b"\r\n", b"\r\n\r\n", b"\n"])
+@pytest.mark.parametrize("path", LANES.values(), ids=LANES)
+async def test_empty_lines_before_a_request_are_ignored(running: Running, blank: bytes, path: str) -> None:
+    request = post(BODY, "connection: close", path=path)
+    assert (await running.raw(blank + request)).startswith(b"HTTP/1.1 200")
+    for parts in ([blank, request], [bytes([byte]) for byte in blank + request]):
+        assert (await running.raw(post(), *parts, pause_s=0.002)).count(b"HTTP/1.1 200") == 2
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_too_long_a_request_line_is_414_and_goes_no_further(running: Running, pieces: int) -> None:
+    request = b"GET /info?" + b"a" * 9000 + b" HTTP/1.1\r\nhost: x\r\n\r\n"
+    parts = [request] if pieces == 1 else [request[:9000], request[9000:]]
+    received, closed = await running.talk(*parts, pause_s=0.05)
+    assert received.startswith(b"HTTP/1.1 414 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert closed
+    assert running.usage.outcomes == {"refused": 1}
+
+
+async def test_http_1_0_knows_no_leave_to_send(running: Running) -> None:
+    request = post(BODY, "expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0")
+    assert (await running.raw(request)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_trailer_is_no_header(running: Running) -> None:
+    received = await running.raw(chunked(BODY, end=b"0\r\nx-quality: strict\r\n\r\n"))
+    assert received.startswith(b"HTTP/1.1 200")
+    assert b"x-jouleserve-reason: strict" not in received
+
+
+async def test_who_reads_no_replies_gets_to_ask_no_more_until_it_does(running: Running) -> None:
+    """What waits then is at most what comes in one piece of reading."""
+    one = post(BODY, f"x-padding: {'x' * 4000}")
+    most = 256 * 1024 // len(one) + MAX_PIPELINED
+    loop = asyncio.get_running_loop()
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    await loop.sock_connect(client, ("127.0.0.1", running.port))
+    await until(lambda: bool(running.server.server_state.connections))
+    (connection,) = running.server.server_state.connections
+    # Replies that fill the buffers of the way back soon.
+    running.replies.predict = large_reply  # type: ignore[method-assign, assignment]
+    asked, waiting, unsent = 0, 0, 0
+    with contextlib.suppress(TimeoutError):
+        while asked < 5000:
+            await asyncio.wait_for(loop.sock_sendall(client, one), 1)
+            asked += 1
+            waiting = max(waiting, len(connection._waiting))  # type: ignore[union-attr]
+            unsent = max(unsent, connection._transport.get_write_buffer_size())  # type: ignore[union-attr]
+    assert asked < 5000, "the server reads on"
+    assert waiting <= most
+    assert unsent < 65536 + 2 * len(LARGE.body)
+    answered = 0
+    while answered < asked:
+        piece = await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 10)
+        assert piece, "closed too early"
+        answered += piece.count(b"!")
+    client.close()
+
+
+LARGE = Reply(200, b"x" * 20_000 + b"!")
+
+
+async def large_reply(*_: object) -> Reply:
+    return LARGE
 
 
 async def test_a_request_that_comes_byte_by_byte_is_read(running: Running) -> None:
@@ -150,6 +240,12 @@ async def test_an_error_of_the_engine_keeps_the_connection(running: Running) -> 
     assert b"HTTP/1.1 200" in received
 
 
+async def test_a_pause_within_a_request_is_not_measured_by_the_keep_alive_time(family: Family) -> None:
+    whole = post()
+    async with listening(family, keep_alive_s=1) as running:
+        assert (await running.raw(whole[:-5], whole[-5:], pause_s=1.5)).startswith(b"HTTP/1.1 200")
+
+
 async def test_a_client_that_left_is_noticed_before_its_batch_is_formed(running: Running) -> None:
     gate = asyncio.Event()
     asked: list[bool] = []
@@ -175,7 +271,7 @@ async def test_shutting_down_waits_for_the_request_in_flight(running: Running) -
     replies = running.replies
     answer = replies.predict
 
-    async def predict(*arguments: object) -> object:
+    async def predict(*arguments: Any) -> object:
         await gate.wait()
         return await answer(*arguments)
 

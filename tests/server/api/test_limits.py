@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.api.http import Reply
 from server.engine.family import Family
 from server.guard import Guard, RateLimit
 from tests.support.engines import until
@@ -101,14 +102,15 @@ async def test_a_request_that_trickles_in_is_ended_in_time(
         "body": whole[:-900],
         "chunk": chunked(BODY[:5], path=path, end=b"3e8\r\nab"),
     }
-    async with listening(family, keep_alive_s=1) as running:
+    # A keep-alive time that never ends has nothing to do with it.
+    async with listening(family, keep_alive_s=3600) as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         writer.write(starts[part])
         trickle = asyncio.create_task(_trickle(writer))
         received = await asyncio.wait_for(_all(reader), 20)
         trickle.cancel()
         writer.close()
-        assert received[9:12] in (b"", b"408")
+        assert received[9:12] == (b"" if part == "head" and "long" in path else b"408")
         await until(lambda: not running.server.server_state.connections)
         assert await status_of(running, path) == 200
 
@@ -129,19 +131,104 @@ async def _all(reader: asyncio.StreamReader) -> bytes:
 async def test_headers_without_end_are_cut_off(family: Family, path: str) -> None:
     async with listening(family) as running:
         head = f"POST {path} HTTP/1.1\r\nhost: x\r\n".encode()
-        received = await running.raw(head, *[b"a: " + b"b" * 8000 + b"\r\n"] * 40, pause_s=0.001)
+        received, closed = await running.talk(head, *[b"a: " + b"b" * 8000 + b"\r\n"] * 40, pause_s=0.001)
+        assert closed
         assert received[9:10] in (b"", b"4")
         await until(lambda: not running.server.server_state.connections)
         assert await status_of(running, path) == 200
 
 
+async def test_a_large_body_in_small_pieces_is_no_endless_trailer(family: Family, path: str) -> None:
+    async with listening(family, max_text_chars=300_000) as running:
+        running.replies.max_body_bytes = 1_000_000
+        body = json.dumps({"inputs": "refund " + " " * 200_000}).encode()
+        parts = [body[start : start + 8000] for start in range(0, len(body), 8000)]
+        head = post(body, CLOSE, path=path).removesuffix(body)
+        assert (await running.raw(head, *parts, pause_s=0.001)).startswith(b"HTTP/1.1 200")
+        assert running.replies.intake.held_bytes == 0
+
+
 async def test_trailers_without_end_are_cut_off(family: Family, path: str) -> None:
+    """However large a body may be."""
     async with listening(family) as running:
+        running.replies.max_body_bytes = 10_000_000
         start = chunked(BODY, path=path, end=b"0\r\na: ")
-        received = await running.raw(start, *[b"b" * 8000] * 60, pause_s=0.001)
-        assert received[9:10] in (b"", b"2", b"4")
-        await until(lambda: running.engine.active == 0)
+        received, closed = await running.talk(start, *[b"b" * 8000] * 20, pause_s=0.001)
+        assert closed
+        assert received[9:10] in (b"", b"4")
+        await until(lambda: not running.server.server_state.connections)
         assert await status_of(running, path) == 200
+
+
+async def test_who_does_not_read_the_reply_loses_the_connection(
+    family: Family, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.api.slow_lane.READ_TIMEOUT_S", 0.3)
+
+    async def predict(*_: object) -> Reply:
+        return Reply(200, b"x" * 30_000_000)
+
+    async with listening(family, keep_alive_s=1) as running:
+        running.replies.predict = predict  # type: ignore[method-assign, assignment]
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=1000)
+        writer.write(post(path=path))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        assert running.server.server_state.connections
+        await until(lambda: not running.server.server_state.connections)
+        writer.close()
+
+
+async def test_beyond_so_many_connections_one_more_is_told_to_come_back(family: Family, path: str) -> None:
+    async with listening(family) as running:
+        running.replies.intake.max_connections = 2
+        writers = [(await asyncio.open_connection("127.0.0.1", running.port))[1] for _ in range(2)]
+        for writer in writers:
+            writer.write(post(path=path)[:-5])
+        await until(lambda: len(running.server.server_state.connections) == 2)
+        received, closed = await running.talk(b"")
+        assert (said(received), closed) == ((429, "Overloaded"), True)
+        assert b"retry-after: 1\r\n" in received
+        for writer in writers:
+            writer.close()
+        await until(lambda: not running.server.server_state.connections)
+        assert await status_of(running, path) == 200
+
+
+async def test_bodies_that_are_being_read_are_bounded_together(family: Family, path: str) -> None:
+    """Those that fit are answered; of one that does not, nothing is kept."""
+    body = BODY.ljust(1900)
+    whole = post(body, CLOSE, path=path)
+    async with listening(family) as running:
+        intake = running.replies.intake
+        intake.max_bytes = 3000
+        first = asyncio.create_task(running.raw(whole[:-100], whole[-100:], pause_s=0.6))
+        await until(lambda: intake.held_bytes > 0)
+        received, closed = await running.talk(whole[:-100], whole[-100:], pause_s=0.1)
+        assert closed
+        assert received == b"" if "long" in path else said(received) == (429, "Overloaded")
+        assert (await first).startswith(b"HTTP/1.1 200")
+        await until(lambda: intake.held_bytes == 0)
+        assert (await running.raw(whole[:-100], whole[-100:], pause_s=0.1)).startswith(b"HTTP/1.1 200")
+
+
+async def test_an_unfinished_body_is_counted_no_more_when_its_client_leaves(family: Family, path: str) -> None:
+    async with listening(family) as running:
+        _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(post(path=path)[:-5])
+        await until(lambda: running.replies.intake.held_bytes > 0)
+        writer.close()
+        await until(lambda: running.replies.intake.held_bytes == 0)
+
+
+async def test_an_unexpected_failure_is_told_in_the_same_words(family: Family, path: str) -> None:
+    async def predict(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    async with listening(family) as running:
+        running.replies.predict = predict  # type: ignore[method-assign, assignment]
+        received = await running.raw(post(BODY, CLOSE, path=path))
+        assert said(received) == (500, "Backend")
+        assert b"secret" not in received
 
 
 def guard_of(folder: Path, rate: RateLimit | None = None) -> Guard:

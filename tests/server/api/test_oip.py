@@ -121,6 +121,7 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
     "no classes": (body(outputs=[{"name": "scores", "parameters": {"classification": 0}}]), 422, "outputs[0]"),
     "classes of labels": (body(outputs=[{"name": "labels", "parameters": {"classification": 1}}]), 422, "outputs"),
     "three outputs": (body(outputs=[{"name": "scores"}] * 3), 422, "outputs"),
+    "an output twice": (body(outputs=[{"name": "labels"}, {"name": "labels"}]), 422, "outputs"),
     "another type": (
         {"inputs": [{"name": "text", "shape": [1], "datatype": "FP32", "data": ["1"]}]},
         422,

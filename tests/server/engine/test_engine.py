@@ -555,6 +555,24 @@ async def test_every_text_is_reported_once_and_all_cpu_time_is_owed(family: Fami
     assert usage.counts["cache_hits"] + usage.counts["cache_misses"] == begun
 
 
+async def test_nothing_was_avoided_for_who_got_no_answer(family: Family) -> None:
+    held, gates = gated(family)
+    gates["nano"].gate.clear()
+    async with running(held, standard="nano") as (engine, usage):
+        leaving = [asyncio.create_task(ask_one(engine, "card")) for _ in range(2)]
+        await until(lambda: bool(gates["nano"].batches))
+        failing = [asyncio.create_task(ask_one(engine, "poison")) for _ in range(3)]
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        gates["nano"].gate.set()
+        await asyncio.gather(*failing, return_exceptions=True)
+        await until(lambda: len(usage.requests) == 5)
+    assert usage.outcomes == {"cancelled": 2, "error": 3}
+    assert engine.batch_cpu_ns > 0
+    assert not usage.avoided_ns
+
+
 async def test_a_cheaper_point_reports_what_full_quality_would_have_cost_more(family: Family) -> None:
     async with running(family, standard="nano") as (engine, usage):
         await ask_one(engine, "card")
