@@ -90,6 +90,7 @@ class Benchmark:
             rest(together)
         else:
             crew.each(crew.members, lambda one, running: rest({one.name: running}))
+        crew.hush()
 
     def _round(self, crew: Crew, number: int) -> None:
         one = Round({mix: self._floor(mix) for mix in self.texts}, [])

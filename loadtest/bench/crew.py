@@ -43,6 +43,7 @@ class Crew:
         available = psutil.virtual_memory().available if available_bytes is None else available_bytes
         self.together = available > BYTES_EACH * len(self.members)
         self._running: dict[str, Running] = {}
+        self._hushed = False
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -51,17 +52,28 @@ class Crew:
             if self.together:
                 for one in list(self.members):
                     with self._may_be_absent(one):
-                        self._running[one.name] = stack.enter_context(self._started(one))
+                        running = self._running[one.name] = stack.enter_context(self._started(one))
+                        if one.sleeps:
+                            stack.callback(wake, running.pid)
             try:
                 yield
             finally:
                 self._running.clear()
 
+    def hush(self) -> None:
+        """From here on, who bears it sleeps while others are measured: some wait by spinning on a third of a core."""
+        self._hushed = True
+        for one in self.members:
+            if one.sleeps and one.name in self._running:
+                sleep(self._running[one.name].pid)
+
     @contextlib.contextmanager
     def visit(self, one: Contestant) -> Iterator[Running]:
         """The contestant, running; started for this visit if not everybody is at work."""
         if one.name in self._running:
-            yield self._running[one.name]
+            running = self._running[one.name]
+            with self._awake(running.pid) if one.sleeps and self._hushed else contextlib.nullcontext():
+                yield running
         else:
             with self._started(one) as running:
                 yield running
@@ -82,6 +94,14 @@ class Crew:
             self.drop(one, str(error) or type(error).__name__)
 
     @contextlib.contextmanager
+    def _awake(self, pid: int) -> Iterator[None]:
+        wake(pid)
+        try:
+            yield
+        finally:
+            sleep(pid)
+
+    @contextlib.contextmanager
     def _started(self, one: Contestant) -> Iterator[Running]:
         self._say(f"starting {one.name}")
         with one.running(self._files, self._folder) as running:
@@ -93,6 +113,24 @@ class Crew:
         for one in members:
             with self._may_be_absent(one), self.visit(one) as running:
                 measure(one, running)
+
+
+def sleep(pid: int) -> None:
+    """Stop the processes of a tree where they are (SIGSTOP)."""
+    _each_process(pid, psutil.Process.suspend)
+
+
+def wake(pid: int) -> None:
+    """Let the processes of a tree go on."""
+    _each_process(pid, psutil.Process.resume)
+
+
+def _each_process(pid: int, act: Callable[[psutil.Process], None]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                act(process)
 
 
 def warm_up(running: Running, texts: Sequence[str], seconds: float, clock: Callable[[], float]) -> None:

@@ -76,6 +76,11 @@ class Contestant(Protocol):
         """Whether it is this project's."""
         ...
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether its processes bear being stopped while others are measured."""
+        ...
+
     def absent(self) -> str | None:
         """Why it cannot take part here; None if it can."""
         ...
@@ -99,6 +104,7 @@ class Peer:
     """Other programs that must be there."""
     environment: Mapping[str, str] = field(default_factory=dict)
     ours: bool = False
+    sleeps: bool = True
     python: Path = PEERS_PYTHON
 
     def absent(self) -> str | None:

@@ -30,6 +30,7 @@ class Ours:
     edge: bool
     settings: Mapping[str, object] = field(default_factory=dict)
     ours: bool = True
+    sleeps: bool = False
 
     def absent(self) -> str | None:
         """Never."""

@@ -20,6 +20,7 @@ PEER = Peer(
     command=("-m", "loadtest.peers.ray_serve"),
     wire=Wire("/predict", tei_body),
     environment={"RAY_USAGE_STATS_ENABLED": "0"},
+    sleeps=False,  # Ray takes processes that do not report for dead
 )
 
 

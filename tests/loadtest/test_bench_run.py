@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from loadtest.bench.__main__ import main
@@ -53,6 +56,7 @@ class Someone:
 
     name: str
     ours: bool = False
+    sleeps: bool = False
     why: str | None = None
     starts: bool = True
 
@@ -103,6 +107,34 @@ def test_with_little_memory_each_runs_only_while_it_is_visited() -> None:
         assert started == []
         crew.each(crew.members, lambda one, running: None)
     assert started == ["x", "x"]
+
+
+def test_who_bears_it_sleeps_while_others_are_measured_and_wakes_for_its_turn() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+
+        @dataclass(frozen=True)
+        class Sleeper(Someone):
+            sleeps: bool = True
+
+            @contextlib.contextmanager
+            def running(self, files: ModelFiles, folder: Path) -> Iterator[Running]:
+                yield Running(process.pid, 1, WIRE, 1.0, 1.0)
+
+        def stopped() -> bool:
+            return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+
+        states: list[bool] = []
+        crew = crew_of(Sleeper("a"))
+        with crew.at_work():
+            crew.each(crew.members, lambda one, running: None)
+            assert not stopped()
+            crew.hush()
+            assert stopped()
+            crew.each(crew.members, lambda one, running: states.append(stopped()))
+            assert stopped()
+        assert not stopped()
+        process.kill()
+    assert states == [False]
 
 
 def test_a_peer_whose_environment_is_missing_says_how_to_make_it(tmp_path: Path) -> None:
