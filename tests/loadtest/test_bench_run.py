@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,19 +121,25 @@ def test_who_bears_it_sleeps_while_others_are_measured_and_wakes_for_its_turn() 
             def running(self, files: ModelFiles, folder: Path) -> Iterator[Running]:
                 yield Running(process.pid, 1, WIRE, 1.0, 1.0)
 
-        def stopped() -> bool:
-            return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+        def stopped(wanted: bool) -> bool:
+            """Whether it comes to that within 5 s: a signal takes effect a moment after it was sent."""
+            deadline = time.monotonic() + 5
+            while (psutil.Process(process.pid).status() == psutil.STATUS_STOPPED) is not wanted:
+                if time.monotonic() > deadline:
+                    return not wanted
+                time.sleep(0.01)
+            return wanted
 
         states: list[bool] = []
         crew = crew_of(Sleeper("a"))
         with crew.at_work():
             crew.each(crew.members, lambda one, running: None)
-            assert not stopped()
+            assert not stopped(False)
             crew.hush()
-            assert stopped()
-            crew.each(crew.members, lambda one, running: states.append(stopped()))
-            assert stopped()
-        assert not stopped()
+            assert stopped(True)
+            crew.each(crew.members, lambda one, running: states.append(stopped(False)))
+            assert stopped(True)
+        assert not stopped(False)
         process.kill()
     assert states == [False]
 
