@@ -103,9 +103,9 @@ def demonstrate(options: argparse.Namespace) -> None:
             raise RuntimeError(f"no request was answered; the end of {served.log}:\n{served.tail()}")
         console.print(point_table(run, before, after))
         for line in summary_lines(run, before, after):
-            console.print(line)
+            console.print(line, soft_wrap=True)
         books = httpx.get(f"{served.metrics_url}/conservation", params={"since": mark}, timeout=10).json()
-        console.print(conservation_line(books))
+        console.print(conservation_line(books), soft_wrap=True)
         console.print("\nthe server stays up; try:")
         console.print(
             f"  curl -i {served.url}/predict -H 'content-type: application/json' "

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from rich import box
 from rich.table import Table
 
 from loadtest.client import Reply, Run, percentile
@@ -50,7 +51,9 @@ def point_table(run: Run, before: Reading, after: Reading) -> Table:
         (v for (name, _), v in after.samples.items() if name == "jouleserve_energy_relative_uncertainty_ratio"),
         default=float("nan"),
     )
-    table = Table(title=f"by operating point (dynamic joules per 1,000 requests: {source}, ±{uncertainty:.0%})")
+    title = f"by operating point (dynamic joules per 1,000 requests: {source}, ±{uncertainty:.0%})"
+    # Narrow enough for a terminal of 80 columns, where a wider table would lose its figures.
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("point", "requests", "hits", "accuracy", "p50 ms", "p99 ms", "J/1k run", "J/1k all", "gCO2e"):
         table.add_column(column, justify="left" if column == "point" else "right")
     by_point: dict[str, list[Reply]] = {}
