@@ -1,5 +1,7 @@
-"""The floor: raw ONNX Runtime and the tokenizer, no server. `python -m loadtest.floor STORE FAMILY TEXTS` prints JSON.
+"""The floor: raw ONNX Runtime and the tokenizer, no server.
 
+`python -m loadtest.floor STORE FAMILY TEXTS` measures it whole and prints JSON; with `--slices` it then measures a
+slice for each line of its standard input, which is the rows of a batch (1: one text at a time) and a count of texts.
 It runs in a process of its own so that its CPU time is nothing but its own.
 """
 
@@ -7,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -64,58 +67,92 @@ def run_batch(session: ort.InferenceSession, batch: Sequence[Sequence[int]], pad
     session.run(["logits"], {one.name: feed[one.name] for one in session.get_inputs()})
 
 
-def measure(store: Path, family: str, point: str, texts: list[str], rows: Sequence[int], singles: int = 300) -> Floor:
-    """Measure with each batch size of `rows`, and the first `singles` texts one at a time.
+@dataclass(frozen=True)
+class Slice:
+    """A part of the floor, measured right beside what is compared with it: the speed of a shared machine wanders."""
+
+    cpu_seconds_per_1k: float
+    latencies_ms: list[float]
+    """Of each batch, or text, tokenizing included."""
+
+
+class Bare:
+    """A published point without a server.
 
     Raises KeyError for an unknown point.
     """
-    from models.store import Store
 
-    version = Store(store).open(family)
-    manifest = version.manifest
-    variant = {p.name: p.variant for p in manifest.points}[point]
-    tokenizer = Tokenizer.from_file(str(version.file(manifest.tokenizer)))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(manifest.max_tokens)
-    session = session_of(version.file(manifest.variant(variant).model))
-    for text in texts[:20]:
-        run_batch(session, [tokenizer.encode(text).ids], manifest.pad_id)
-    started = time.process_time()
-    tokens = [tokenizer.encode(text).ids for text in texts]
-    tokenizing = (time.process_time() - started) * 1000 / len(texts)
-    single_cpu, latencies = _singles(session, tokenizer, texts[:singles], manifest.pad_id)
-    tokens.sort(key=len)
-    costs = {size: tokenizing + _batched(session, tokens, size, manifest.pad_id) for size in rows}
+    def __init__(self, store: Path, family: str, point: str, texts: Sequence[str]) -> None:
+        from models.store import Store
+
+        version = Store(store).open(family)
+        manifest = version.manifest
+        variant = {p.name: p.variant for p in manifest.points}[point]
+        self._tokenizer = Tokenizer.from_file(str(version.file(manifest.tokenizer)))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(manifest.max_tokens)
+        self._session = session_of(version.file(manifest.variant(variant).model))
+        self._pad_id = manifest.pad_id
+        self.texts = list(texts)
+        for text in self.texts[:20]:
+            self._answer([text])
+        self.lengths = [len(self._tokenizer.encode(text).ids) for text in self.texts]
+        self._by_length = [text for _, text in sorted(zip(self.lengths, self.texts, strict=True), key=_length)]
+        self._taken = 0
+
+    def _answer(self, texts: Sequence[str]) -> None:
+        run_batch(self._session, [self._tokenizer.encode(text).ids for text in texts], self._pad_id)
+
+    def measure(self, rows: int, count: int) -> Slice:
+        """About `count` texts in batches of `rows` of equal length, batches of all lengths; other ones at each call."""
+        latencies_ms = []
+        batches = list(self._next(rows, count))
+        started = time.process_time()
+        for batch in batches:
+            sent = time.perf_counter()
+            self._answer(batch)
+            latencies_ms.append((time.perf_counter() - sent) * 1e3)
+        spent = time.process_time() - started
+        return Slice(spent * 1000 / sum(map(len, batches)), latencies_ms)
+
+    def tokenize_cpu_seconds_per_1k(self) -> float:
+        """Of all texts."""
+        started = time.process_time()
+        for text in self.texts:
+            self._tokenizer.encode(text)
+        return (time.process_time() - started) * 1000 / len(self.texts)
+
+    def _next(self, rows: int, count: int) -> Iterator[list[str]]:
+        """Every n-th batch of those sorted by length; a call begins one batch after the one before it."""
+        starts = range(0, len(self._by_length), rows)
+        wanted = max(1, min(len(starts), round(count / rows)))
+        stride = len(starts) // wanted
+        self._taken += 1
+        for number in range(wanted):
+            start = starts[(number * stride + self._taken) % len(starts)]
+            yield self._by_length[start : start + rows]
+
+
+def _length(pair: tuple[int, str]) -> int:
+    return pair[0]
+
+
+def measure(bare: Bare, rows: Sequence[int], singles: int = 300) -> Floor:
+    """All texts with each batch size of `rows`, and `singles` texts one at a time."""
+    single = bare.measure(1, min(singles, len(bare.texts)))
+    latencies = sorted(single.latencies_ms)
+    costs = {size: bare.measure(size, len(bare.texts)).cpu_seconds_per_1k for size in rows}
     best = min(costs, key=lambda size: costs[size])
     return Floor(
         rows=best,
         cpu_seconds_per_1k=costs[best],
         cpu_seconds_per_1k_by_rows=costs,
-        tokenize_cpu_seconds_per_1k=tokenizing,
-        single_cpu_seconds_per_1k=single_cpu,
+        tokenize_cpu_seconds_per_1k=bare.tokenize_cpu_seconds_per_1k(),
+        single_cpu_seconds_per_1k=single.cpu_seconds_per_1k,
         single_p50_ms=latencies[ceil(0.5 * len(latencies)) - 1],
         single_p99_ms=latencies[ceil(0.99 * len(latencies)) - 1],
-        mean_tokens=sum(map(len, tokens)) / len(tokens),
+        mean_tokens=sum(bare.lengths) / len(bare.lengths),
     )
-
-
-def _batched(session: ort.InferenceSession, tokens: Sequence[Sequence[int]], rows: int, pad_id: int) -> float:
-    started = time.process_time()
-    for start in range(0, len(tokens), rows):
-        run_batch(session, tokens[start : start + rows], pad_id)
-    return (time.process_time() - started) * 1000 / len(tokens)
-
-
-def _singles(
-    session: ort.InferenceSession, tokenizer: Tokenizer, texts: Sequence[str], pad_id: int
-) -> tuple[float, list[float]]:
-    latencies_ms = []
-    started = time.process_time()
-    for text in texts:
-        sent = time.perf_counter()
-        run_batch(session, [tokenizer.encode(text).ids], pad_id)
-        latencies_ms.append((time.perf_counter() - sent) * 1e3)
-    return (time.process_time() - started) * 1000 / len(texts), sorted(latencies_ms)
 
 
 def main() -> None:
@@ -129,9 +166,14 @@ def main() -> None:
     parser.add_argument("--point", default="full")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 16, 32], help="batch sizes; the cheapest counts")
     parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--slices", action="store_true", help="then a slice for each line `ROWS COUNT` of the input")
     options = parser.parse_args()
     texts = [one.text for one in read_questions(options.texts)[: options.limit]]
-    print(json.dumps(asdict(measure(options.store, options.family, options.point, texts, options.rows))))
+    bare = Bare(options.store, options.family, options.point, texts)
+    print(json.dumps(asdict(measure(bare, options.rows))), flush=True)
+    for line in sys.stdin if options.slices else ():
+        rows, count = map(int, line.split())
+        print(json.dumps(asdict(bare.measure(rows, count))), flush=True)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,7 @@ class Replica:
                 batching.max_rows,
                 batching.max_tokens,
                 objective_ns=None if objective_ms is None else round(objective_ms * 1e6),
+                inline_ns=round(batching.inline_ms * 1e6),
             ),
             max_queue_requests=batching.max_queue_requests,
             request_timeout_s=server.request_timeout_s,

@@ -1,13 +1,14 @@
 """`make bench`: what servers add to raw ONNX Runtime, measured in one interleaved run.
 
-Every round measures the floor, then every contestant under every load, in an order that moves on from round to round;
-ratios are taken within a round, their median and range are quoted. CPU-seconds of the whole process tree per 1,000
-requests stand in for joules. Exits 1 where a target is missed.
+Every round visits every contestant under every load, in an order that moves on from round to round. Each load runs in
+slices between slices of the floor, with which they are compared; median and range of those ratios are quoted.
+CPU-seconds of the whole process tree per 1,000 requests stand in for joules. Exits 1 where a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -29,7 +30,6 @@ from loadtest.bench.results import Result, Round
 from loadtest.bench.tables import show
 from loadtest.bench.targets import judge, missed
 from loadtest.demo_family import FAMILY, compile_demo_family
-from loadtest.floor import Floor
 from loadtest.peers import bento, lit_serve, plain_torch, ray_serve, torch_serve
 from loadtest.peers.contestant import Contestant, DidNotStart, Running
 from loadtest.peers.model import ModelFiles
@@ -53,7 +53,6 @@ class Benchmark:
         self.texts = workloads.mixes(questions, Path(self.files.tokenizer))
         self.text_files = workloads.write_texts(folder, self.texts)
         self.result = Result(machine(), plan, tuple(one.name for one in ours))
-        self._rows: dict[str, tuple[int, ...]] = {}
 
     def run(self, peers: Sequence[Contestant], popularity: Sequence[float]) -> Result:
         """Everything. Raises RuntimeError where one of ours fails."""
@@ -61,12 +60,14 @@ class Benchmark:
         crew = self._crew([*self.ours, *peers])
         expected = seconds_needed(self.plan, len(crew.members), len(self.ours))
         console.print(f"{len(crew.members)} contestants; this takes about {expected / 60:.0f} minutes")
-        with crew.at_work():
+        with crew.at_work(), contextlib.ExitStack() as stack:
             self._rest(crew)
+            floors = {mix: stack.enter_context(self._floor(mix)) for mix in self.texts}
+            self.result.floors = {mix: floor.whole for mix, floor in floors.items()}
             for number in range(self.plan.rounds):
                 console.print(f"round {number + 1} of {self.plan.rounds}")
-                self._round(crew, number)
-            self._low_rates(crew)
+                self._round(crew, floors, number)
+            self._low_rates(crew, next(iter(floors.values())))
         self.result.absent = crew.absent
         self._cache(popularity)
         self.result.wall_s = time.monotonic() - started
@@ -92,43 +93,34 @@ class Benchmark:
             crew.each(crew.members, lambda one, running: rest({one.name: running}))
         crew.hush()
 
-    def _round(self, crew: Crew, number: int) -> None:
-        one = Round({mix: self._floor(mix) for mix in self.texts}, [])
+    def _round(self, crew: Crew, floors: dict[str, measuring.FloorBeside], number: int) -> None:
+        one = Round([])
         self.result.rounds.append(one)
         shift = number * 997
 
         def measure(contestant: Contestant, running: Running) -> None:
             for cell in cells(self.plan):
-                texts = self.texts[cell.mix]
+                texts, floor = self.texts[cell.mix], floors[cell.mix]
                 start = shift % len(texts)
-                load = measuring.load(
-                    contestant.name,
-                    running,
-                    [*texts[start:], *texts[:start]],
-                    cell.mix,
-                    cell.clients,
-                    self.plan.cell_seconds,
-                )
+                mine = [*texts[start:], *texts[:start]]
+                load = measuring.load(contestant.name, running, floor, mine, cell.mix, cell.clients, self.plan)
                 if contestant.ours and load.failures:
                     raise DidNotStart(f"{contestant.name}: requests failed, by status: {load.failures}")
                 one.loads.append(load)
 
         crew.each(turn_order(crew.members, number), measure)
 
-    def _floor(self, mix: str) -> Floor:
-        """The first floor tries several batch sizes, the others keep the best."""
-        rows = self._rows.get(mix, FLOOR_ROWS)
-        floor = measuring.floor_of(self.model, self.text_files[mix], self.plan.floor_texts, rows)
-        self._rows[mix] = (floor.rows,)
-        return floor
+    def _floor(self, mix: str) -> measuring.FloorBeside:
+        """It tries several batch sizes first and keeps the best."""
+        return measuring.FloorBeside(self.model, self.text_files[mix], self.plan.floor_texts, FLOOR_ROWS)
 
-    def _low_rates(self, crew: Crew) -> None:
+    def _low_rates(self, crew: Crew, floor: measuring.FloorBeside) -> None:
         texts = next(iter(self.texts.values()))
 
         def measure(contestant: Contestant, running: Running) -> None:
             for rate in self.plan.rates_per_s:
                 console.print(f"{contestant.name} at {rate:g} requests/s")
-                found = measuring.at_rate(contestant.name, running, texts, rate, self.plan.rate_seconds, seed=1)
+                found = measuring.at_rate(contestant.name, running, floor, texts, rate, self.plan, seed=1)
                 self.result.rates.append(found)
 
         crew.each(crew.members, measure)

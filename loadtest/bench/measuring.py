@@ -7,9 +7,12 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any, Self
 
 import httpx
 import orjson
@@ -19,7 +22,7 @@ from loadtest.bench.crew import until
 from loadtest.bench.plan import Plan, times_s
 from loadtest.bench.results import AtRate, CacheRound, Load, Rest
 from loadtest.client import percentile
-from loadtest.floor import Floor
+from loadtest.floor import Floor, Slice
 from loadtest.paced_client import run_paced
 from loadtest.peers.contestant import Running
 from loadtest.tree import TreeUse, read_tree
@@ -40,12 +43,37 @@ class Model:
     point: str
 
 
-def floor_of(model: Model, texts: Path, count: int, rows: Sequence[int]) -> Floor:
-    """The floor, in a process of its own."""
-    command = [sys.executable, "-m", "loadtest.floor", str(model.store), model.family, str(texts)]
-    command += ["--point", model.point, "--limit", str(count), "--rows", *map(str, rows)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=600)
-    return Floor(**orjson.loads(done.stdout))
+class FloorBeside:
+    """The floor of one mix of texts, in a process of its own that waits between slices. Use as a context manager."""
+
+    def __init__(self, model: Model, texts: Path, count: int, rows: Sequence[int]) -> None:
+        command = [sys.executable, "-m", "loadtest.floor", str(model.store), model.family, str(texts), "--slices"]
+        command += ["--point", model.point, "--limit", str(count), "--rows", *map(str, rows)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.whole = Floor(**self._read())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=10)
+
+    def slice(self, clients: int, count: int) -> Slice:
+        """`count` texts: one at a time for one client, else in the best batches."""
+        assert self._process.stdin is not None
+        rows = 1 if clients == 1 else self.whole.rows
+        self._process.stdin.write(f"{rows} {count}\n".encode())
+        self._process.stdin.flush()
+        return Slice(**self._read())
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the floor's process ended; its words are above")
+        found: dict[str, Any] = orjson.loads(line)
+        return found
 
 
 def _spent(before: TreeUse, after: TreeUse, tally: Tally) -> tuple[float, dict[str, float]]:
@@ -63,38 +91,75 @@ def _closed(running: Running, texts: Sequence[str], clients: int, seconds: float
     return tally, _spent(before, read_tree(running.pid), tally)[0]
 
 
-def load(name: str, running: Running, texts: Sequence[str], mix: str, clients: int, seconds: float) -> Load:
-    """Ask with `clients` for `seconds`. Raises TimeoutError if the answers do not come."""
-    requests = until((running.request(text) for text in itertools.cycle(texts)), seconds, time.perf_counter)
-    before = read_tree(running.pid)
-    tally = run_closed_loop("127.0.0.1", running.port, requests, clients, LOAD_TIMEOUT_S)
-    cpu, by_process = _spent(before, read_tree(running.pid), tally)
+@dataclass
+class _Piece:
+    """What one slice of load took."""
+
+    tally: Tally
+    cpu_seconds_per_1k: float
+    by_process: dict[str, float]
+
+
+def load(
+    name: str, running: Running, floor: FloorBeside, texts: Sequence[str], mix: str, clients: int, plan: Plan
+) -> Load:
+    """Ask with `clients` in slices, each between two of the floor. Raises TimeoutError if answers do not come."""
+    source = itertools.cycle(texts)
+    pieces, beside = [], [floor.slice(clients, plan.floor_slice_texts)]
+    for _ in range(plan.slices):
+        pieces.append(_piece(running, source, clients, plan.slice_seconds))
+        beside.append(floor.slice(clients, plan.floor_slice_texts))
+    latencies = [latency for piece in pieces for latency in piece.tally.latencies_s]
+    bare_s = [latency / 1e3 for one in beside for latency in one.latencies_ms]
     return Load(
         contestant=name,
         mix=mix,
         clients=clients,
-        cpu_seconds_per_1k=cpu,
-        requests_per_second=len(tally.latencies_s) / tally.wall_s,
-        p50_ms=percentile(tally.latencies_s, 0.5) * 1e3,
-        p95_ms=percentile(tally.latencies_s, 0.95) * 1e3,
-        p99_ms=percentile(tally.latencies_s, 0.99) * 1e3,
-        replies=tally.replies,
-        failures=tally.failures,
-        by_process=by_process,
+        cpu_seconds_per_1k=fmean(piece.cpu_seconds_per_1k for piece in pieces),
+        over_floor=[
+            piece.cpu_seconds_per_1k * 2 / (before.cpu_seconds_per_1k + after.cpu_seconds_per_1k)
+            for piece, before, after in zip(pieces, beside, beside[1:], strict=False)
+        ],
+        requests_per_second=len(latencies) / sum(piece.tally.wall_s for piece in pieces),
+        p50_ms=percentile(latencies, 0.5) * 1e3,
+        p95_ms=percentile(latencies, 0.95) * 1e3,
+        p99_ms=percentile(latencies, 0.99) * 1e3,
+        bare_p99_ms=percentile(bare_s, 0.99) * 1e3 if clients == 1 else None,
+        replies=sum(piece.tally.replies for piece in pieces),
+        failures=dict(sum((Counter(piece.tally.failures) for piece in pieces), Counter())),
+        by_process={name: fmean(piece.by_process.get(name, 0.0) for piece in pieces) for name in pieces[0].by_process},
     )
 
 
-def at_rate(name: str, running: Running, texts: Sequence[str], rate_per_s: float, seconds: float, seed: int) -> AtRate:
-    """Ask at a fixed mean rate for `seconds`; what the tree spends in the gaps counts too."""
+def _piece(running: Running, texts: Iterator[str], clients: int, seconds: float) -> _Piece:
+    requests = until((running.request(text) for text in texts), seconds, time.perf_counter)
+    before = read_tree(running.pid)
+    tally = run_closed_loop("127.0.0.1", running.port, requests, clients, LOAD_TIMEOUT_S)
+    return _Piece(tally, *_spent(before, read_tree(running.pid), tally))
+
+
+def at_rate(
+    name: str, running: Running, floor: FloorBeside, texts: Sequence[str], rate_per_s: float, plan: Plan, seed: int
+) -> AtRate:
+    """Ask at a fixed mean rate; what the tree spends in the gaps counts too."""
+    seconds = plan.rate_seconds
     requests = [running.request(text) for text in itertools.islice(itertools.cycle(texts), round(rate_per_s * seconds))]
+    floor_before = floor.slice(1, plan.floor_slice_texts)
     started = time.perf_counter()
     before = read_tree(running.pid)
     tally = run_paced("127.0.0.1", running.port, requests, times_s(rate_per_s, seconds, seed))
     time.sleep(max(0.0, started + seconds - time.perf_counter()))
     cpu, _ = _spent(before, read_tree(running.pid), tally)
+    floor_after = floor.slice(1, plan.floor_slice_texts)
     latencies = tally.latencies_s
     return AtRate(
-        name, rate_per_s, cpu, percentile(latencies, 0.5) * 1e3, percentile(latencies, 0.99) * 1e3, tally.failures
+        contestant=name,
+        rate_per_s=rate_per_s,
+        cpu_seconds_per_1k=cpu,
+        over_floor=cpu / fmean((floor_before.cpu_seconds_per_1k, floor_after.cpu_seconds_per_1k)),
+        p50_ms=percentile(latencies, 0.5) * 1e3,
+        p99_ms=percentile(latencies, 0.99) * 1e3,
+        failures=tally.failures,
     )
 
 
@@ -133,7 +198,7 @@ def cache_round(
     computed, cached = (after - past for after, past in zip(answers(running), before, strict=True))
     hot = list(dict.fromkeys(repeated))[:HOT_TEXTS]
     _closed(running, hot, ask_all, None)
-    tally, hit = _closed(running, hot, ask_all, plan.cell_seconds)
+    tally, hit = _closed(running, hot, ask_all, plan.slice_seconds * plan.slices)
     grpc = grpc_hits(running, hot, ask_all, len(tally.latencies_s))
     return CacheRound(name, unique, repetitive, cached / max(1.0, computed + cached), hit, grpc)
 

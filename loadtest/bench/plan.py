@@ -20,8 +20,12 @@ class Plan:
 
     rounds: int = 3
     clients: tuple[int, ...] = (1, 16, 64)
-    cell_seconds: float = 3.0
-    """How long one contestant is asked by one number of clients."""
+    slices: int = 3
+    """Turns that one contestant and the floor take for one number of clients."""
+    slice_seconds: float = 1.5
+    """How long a contestant is asked in one turn."""
+    floor_slice_texts: int = 120
+    """What the floor answers in one turn: about half a second."""
     warm_seconds: float = 2.0
     floor_texts: int = 1000
     rates_per_s: tuple[float, ...] = (5.0, 50.0)
@@ -36,7 +40,9 @@ class Plan:
 
 QUICK = Plan(
     rounds=1,
-    cell_seconds=1.0,
+    slices=1,
+    slice_seconds=1.0,
+    floor_slice_texts=32,
     warm_seconds=0.5,
     floor_texts=200,
     rate_seconds=2.0,
@@ -70,10 +76,11 @@ def turn_order(names: Sequence[T], round_number: int) -> list[T]:
 
 def seconds_needed(plan: Plan, contestants: int, ours: int) -> float:
     """About how long the run takes, starting and stopping included (15 s a contestant, 8 s a floor)."""
-    starting = 15 * (contestants + ours)
-    rounds = plan.rounds * (16 + contestants * len(cells(plan)) * (plan.cell_seconds + 0.5))
+    starting = 15 * (contestants + ours) + 16
+    turns = plan.slices * (plan.slice_seconds + 0.3) + (plan.slices + 1) * plan.floor_slice_texts * 0.004
+    rounds = plan.rounds * contestants * len(cells(plan)) * turns
     rates = contestants * len(plan.rates_per_s) * plan.rate_seconds
-    caching = ours * plan.cache_rounds * (plan.cache_texts * 3 / 400 + plan.cell_seconds + 10)
+    caching = ours * plan.cache_rounds * (plan.cache_texts * 3 / 400 + plan.slices * plan.slice_seconds + 10)
     return (
         starting + contestants * plan.warm_seconds + plan.settle_seconds + plan.idle_seconds + rounds + rates + caching
     )

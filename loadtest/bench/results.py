@@ -20,10 +20,15 @@ class Load:
     clients: int
     cpu_seconds_per_1k: float
     """Of its whole process tree, per 1,000 answers with status 200."""
+    over_floor: list[float]
+    """Of each slice, the same over the floor's right before and after it: the batched floor, or for one client the
+    unbatched one."""
     requests_per_second: float
     p50_ms: float
     p95_ms: float
     p99_ms: float
+    bare_p99_ms: float | None
+    """The bare runtime's p99 for single texts in the same minutes; None for more than one client."""
     replies: int
     failures: dict[int, int] = field(default_factory=dict)
     by_process: dict[str, float] = field(default_factory=dict)
@@ -31,9 +36,8 @@ class Load:
 
 @dataclass(frozen=True)
 class Round:
-    """Everybody once, and the floor of each mix."""
+    """Everybody once."""
 
-    floors: dict[str, Floor]
     loads: list[Load]
 
 
@@ -57,6 +61,8 @@ class AtRate:
     contestant: str
     rate_per_s: float
     cpu_seconds_per_1k: float
+    over_floor: float
+    """The same over the unbatched floor's right before and after."""
     p50_ms: float
     p99_ms: float
     failures: dict[int, int] = field(default_factory=dict)
@@ -91,6 +97,8 @@ class Result:
     ours: tuple[str, ...]
     absent: dict[str, str] = field(default_factory=dict)
     """Contestants that could not take part, or not to the end, and why."""
+    floors: dict[str, Floor] = field(default_factory=dict)
+    """Of each mix of texts, measured whole before the rounds."""
     rounds: list[Round] = field(default_factory=list)
     rests: list[Rest] = field(default_factory=list)
     rates: list[AtRate] = field(default_factory=list)
@@ -101,13 +109,11 @@ class Result:
         """Everybody who was measured, in the order in which they were."""
         return list(dict.fromkeys(load.contestant for one in self.rounds for load in one.loads))
 
-    def loads(self, contestant: str, mix: str, clients: int) -> list[tuple[Load, Floor]]:
-        """Those runs of all rounds, each with the floor of its round."""
+    def loads(self, contestant: str, mix: str, clients: int) -> list[Load]:
+        """Those runs of all rounds."""
+        wanted = (contestant, mix, clients)
         return [
-            (load, one.floors[mix])
-            for one in self.rounds
-            for load in one.loads
-            if (load.contestant, load.mix, load.clients) == (contestant, mix, clients)
+            load for one in self.rounds for load in one.loads if (load.contestant, load.mix, load.clients) == wanted
         ]
 
 
@@ -130,11 +136,8 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def over_floor(result: Result, contestant: str, mix: str, clients: int) -> Spread | None:
-    """CPU-seconds over the floor's of the same round: the batched floor, or for one client the unbatched one."""
-    return spread(
-        load.cpu_seconds_per_1k / (floor.single_cpu_seconds_per_1k if clients == 1 else floor.cpu_seconds_per_1k)
-        for load, floor in result.loads(contestant, mix, clients)
-    )
+    """CPU-seconds over those of the floor beside them, every slice of every round."""
+    return spread(ratio for load in result.loads(contestant, mix, clients) for ratio in load.over_floor)
 
 
 def against_best_peer(

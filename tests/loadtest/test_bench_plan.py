@@ -38,8 +38,8 @@ def test_over_as_many_rounds_as_contestants_everybody_has_every_turn_once(contes
         assert sorted(one[turn] for one in rounds) == sorted(names)
 
 
-def test_the_default_plan_with_every_peer_takes_about_twelve_minutes() -> None:
-    assert 8 * 60 < seconds_needed(Plan(), contestants=7, ours=2) < 14 * 60
+def test_the_default_plan_with_every_peer_takes_a_quarter_of_an_hour() -> None:
+    assert 12 * 60 < seconds_needed(Plan(), contestants=7, ours=2) < 18 * 60
     assert seconds_needed(QUICK, contestants=1, ours=1) < 120
 
 

@@ -17,47 +17,37 @@ from loadtest.bench.results import (
     spread,
 )
 from loadtest.bench.targets import Verdict, judge, missed
-from loadtest.floor import Floor
 from loadtest.peers.ours import EDGE, HAPROXY
 
 
-def floor(cpu: float, single: float = 4.0) -> Floor:
-    return Floor(16, cpu, {16: cpu}, 0.07, single, 40.0, 80.0, 22.0)
-
-
-def load(name: str, clients: int, cpu: float, rate: float = 500.0, failures: dict[int, int] | None = None) -> Load:
-    return Load(name, REALISTIC, clients, cpu, rate, 100.0, 120.0, 150.0, 1000, failures or {})
+def load(
+    name: str,
+    clients: int,
+    cpu: float,
+    rate: float = 500.0,
+    failures: dict[int, int] | None = None,
+    floors: tuple[float, ...] = (2.0,),
+) -> Load:
+    ratios = [cpu / floor for floor in floors]
+    bare = 80.0 if clients == 1 else None
+    return Load(name, REALISTIC, clients, cpu, ratios, rate, 100.0, 120.0, 150.0, bare, 1000, failures or {})
 
 
 def result(*rounds: Round) -> Result:
     return Result({}, Plan(clients=(1, 64)), (HAPROXY, EDGE), rounds=list(rounds))
 
 
-def test_a_ratio_to_the_floor_is_taken_within_each_round() -> None:
-    found = over_floor(
-        result(
-            Round({REALISTIC: floor(2.0)}, [load(EDGE, 64, 2.2)]),
-            Round({REALISTIC: floor(4.0)}, [load(EDGE, 64, 4.8)]),
-            Round({REALISTIC: floor(3.0)}, [load(EDGE, 64, 3.0)]),
-        ),
-        EDGE,
-        REALISTIC,
-        64,
-    )
+def test_a_ratio_to_the_floor_is_that_of_every_slice() -> None:
+    rounds = Round([load(EDGE, 64, 2.4, floors=(2.0, 2.4))]), Round([load(EDGE, 64, 2.2)])
+    found = over_floor(result(*rounds), EDGE, REALISTIC, 64)
     assert found is not None
     assert (found.median, found.least, found.most) == pytest.approx((1.1, 1.0, 1.2))
 
 
-def test_one_client_is_compared_with_texts_one_at_a_time() -> None:
-    found = over_floor(result(Round({REALISTIC: floor(2.0, single=4.0)}, [load(EDGE, 1, 5.0)])), EDGE, REALISTIC, 1)
-    assert found is not None
-    assert found.median == 1.25
-
-
 def test_the_best_peer_may_be_another_in_every_round() -> None:
     rounds = (
-        Round({REALISTIC: floor(2.0)}, [load(EDGE, 64, 2.0), load("A", 64, 4.0), load("B", 64, 8.0)]),
-        Round({REALISTIC: floor(2.0)}, [load(EDGE, 64, 2.0), load("A", 64, 8.0), load("B", 64, 5.0)]),
+        Round([load(EDGE, 64, 2.0), load("A", 64, 4.0), load("B", 64, 8.0)]),
+        Round([load(EDGE, 64, 2.0), load("A", 64, 8.0), load("B", 64, 5.0)]),
     )
     found = against_best_peer(result(*rounds), EDGE, REALISTIC, 64, lambda one: one.cpu_seconds_per_1k, min)
     assert found is not None
@@ -66,15 +56,13 @@ def test_the_best_peer_may_be_another_in_every_round() -> None:
 
 def test_neither_ours_nor_a_peer_that_failed_requests_is_the_best_peer() -> None:
     loads = [load(EDGE, 64, 2.0), load(HAPROXY, 64, 1.0), load("A", 64, 1.0, failures={503: 9}), load("B", 64, 4.0)]
-    found = against_best_peer(
-        result(Round({REALISTIC: floor(2.0)}, loads)), EDGE, REALISTIC, 64, lambda one: one.cpu_seconds_per_1k, min
-    )
+    found = against_best_peer(result(Round(loads)), EDGE, REALISTIC, 64, lambda one: one.cpu_seconds_per_1k, min)
     assert found is not None
     assert found.median == 0.5
 
 
 def test_without_peers_there_is_nothing_to_compare_with() -> None:
-    one = Round({REALISTIC: floor(2.0)}, [load(EDGE, 64, 2.0)])
+    one = Round([load(EDGE, 64, 2.0)])
     assert against_best_peer(result(one), EDGE, REALISTIC, 64, lambda each: each.requests_per_second, max) is None
 
 
@@ -96,9 +84,9 @@ def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
 
 def whole(cpu: float = 2.1) -> Result:
     loads = [load(name, clients, cpu) for name in (HAPROXY, EDGE) for clients in (1, 64)]
-    found = result(Round({REALISTIC: floor(2.0)}, [*loads, load("A", 64, 4.0, rate=250.0)]))
+    found = result(Round([*loads, load("A", 64, 4.0, rate=250.0)]))
     found.rests = [Rest(HAPROXY, 12, 9, 2.5, 900), Rest(EDGE, 1.2, 0.8, 0.2, 130)]
-    found.rates = [AtRate(name, rate, 3.0, 5, 9) for name in (HAPROXY, EDGE) for rate in (5.0, 50.0)]
+    found.rates = [AtRate(name, rate, 3.0, 1.2, 5, 9) for name in (HAPROXY, EDGE) for rate in (5.0, 50.0)]
     found.cache = [CacheRound(name, 2.0, 1.0, 0.5, 0.2, 0.6) for name in (HAPROXY, EDGE)]
     return found
 

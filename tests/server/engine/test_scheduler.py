@@ -337,3 +337,74 @@ def test_the_parts_of_a_split_add_up_and_follow_the_weights(total: int, weights:
     whole = sum(weights)
     slack = 1 + total * 1e-12
     assert all(abs(part - total * weight / whole) <= slack for part, weight in zip(parts, weights, strict=True))
+
+
+LONG_NS = 60_000_000_000
+
+
+async def ran_on_loop(scheduler: Scheduler, one: TinyJob, ran: list[threading.Thread]) -> bool:
+    """Submit one job and say whether it ran where it was submitted."""
+    ran.clear()
+    await finished(scheduler, [one])
+    return ran == [threading.current_thread()]
+
+
+def noting(family: Family, ran: list[threading.Thread]) -> Family:
+    """The family with a runtime that notes the threads it runs on."""
+    real = family.runtimes["full"]
+
+    def call(batch: Sequence[Tokens]) -> Float32Array:
+        ran.append(threading.current_thread())
+        return real.run(batch)
+
+    return with_runtime(family, call)
+
+
+async def test_a_short_job_that_comes_alone_wakes_no_worker_once_its_pace_is_known(family: Family) -> None:
+    ran: list[threading.Thread] = []
+    noted = noting(family, ran)
+    async with scheduling(inline_ns=LONG_NS) as (scheduler, records):
+        assert not await ran_on_loop(scheduler, job(noted, "card"), ran)
+        await until(lambda: scheduler._idle == scheduler.workers)
+        second = job(noted, "card")
+        assert await ran_on_loop(scheduler, second, ran)
+        assert scores(second) == [1, 0, 0]
+        assert [record.rows for record in records] == [1, 1]
+
+
+async def test_a_job_that_is_not_known_to_be_short_goes_to_a_worker(family: Family) -> None:
+    ran: list[threading.Thread] = []
+    noted = noting(family, ran)
+    async with scheduling(inline_ns=1) as (scheduler, _):
+        for _ in range(3):
+            assert not await ran_on_loop(scheduler, job(noted, "card"), ran)
+            await until(lambda: scheduler._idle == scheduler.workers)
+
+
+async def test_jobs_that_come_together_go_to_the_workers(family: Family) -> None:
+    ran: list[threading.Thread] = []
+    noted = noting(family, ran)
+    async with scheduling(inline_ns=LONG_NS) as (scheduler, _):
+        await finished(scheduler, [job(noted, "card")])
+        await until(lambda: scheduler._idle == scheduler.workers)
+        ran.clear()
+        await finished(scheduler, [job(noted, "card"), job(noted, "lost")])
+        assert threading.current_thread() not in ran
+
+
+async def test_after_a_run_on_the_loop_that_kept_another_waiting_the_next_go_to_the_workers(family: Family) -> None:
+    ran: list[threading.Thread] = []
+    noted = noting(family, ran)
+    async with scheduling(inline_ns=LONG_NS) as (scheduler, _):
+        await finished(scheduler, [job(noted, "card")])
+        await until(lambda: scheduler._idle == scheduler.workers)
+        first, second = job(noted, "card"), job(noted, "lost")
+        loop = asyncio.get_running_loop()
+        ran.clear()
+        scheduler.submit(first)
+        # Read by the loop in the turn after the run, as a request that arrives meanwhile is.
+        loop.call_soon(loop.call_soon, scheduler.submit, second)
+        await until(lambda: bool(first.results and second.results))
+        assert ran[0] is threading.current_thread()
+        await until(lambda: scheduler._idle == scheduler.workers)
+        assert not await ran_on_loop(scheduler, job(noted, "card"), ran)
