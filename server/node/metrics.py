@@ -12,11 +12,11 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
-from energy.ledger import ENERGY_BOUNDS_JOULES, OVERHEAD, Ledger
+from energy.ledger import ENERGY_BOUNDS_JOULES, OVERHEAD, Account, Ledger
 from server.node.grid_state import GridState
 from server.node.startup import StartUp
 from server.node.totals import ServingTotals
-from server.node.wire import HISTOGRAMS, PHASES, Histogram
+from server.node.wire import FAILURES, HISTOGRAMS, PHASES, QUALITIES, Histogram
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 _ACCOUNT = ("model", "variant", "class", "outcome", "source")
@@ -189,7 +189,8 @@ class NodeCollector(Collector):
         for domain, uj in ledger.idle_uj.items():
             _add(families, "jouleserve_idle_joules", _joules(uj), domain.name, domain.device, domain.source)
         attributed: dict[tuple[str, str, str, str, str], int] = {}
-        for (account, source), uj in ledger.attributed_uj.items():
+        owed = {(one, source): 0 for account, source in ledger.attributed_uj for one in _may_come(account)}
+        for (account, source), uj in {**owed, **ledger.attributed_uj}.items():
             owner = (account.model, account.variant, account.quality, account.outcome, source)
             attributed[owner] = attributed.get(owner, 0) + uj
         for owner, uj in attributed.items():
@@ -234,8 +235,9 @@ class NodeCollector(Collector):
 
     def _serving(self, families: dict[str, Metric]) -> None:
         books, totals = self._books, self._books.totals
-        shed: dict[str, int] = {}
-        for account, count in totals.requests.items():
+        shed = dict.fromkeys(QUALITIES, 0)
+        expected = {one: 0 for account in totals.requests for one in _may_come(account)}
+        for account, count in {**expected, **totals.requests}.items():
             _add(families, "jouleserve_requests", count, *account)
             if account.outcome == "shed":
                 shed[account.quality] = shed.get(account.quality, 0) + count
@@ -283,6 +285,14 @@ def render(books: Books, accept: str, version: str) -> tuple[bytes, str]:
     encoder, content_type = choose_encoder(accept)
     data: bytes = encoder(registry)
     return data, content_type
+
+
+def _may_come(account: Account) -> Iterator[Account]:
+    """Who answered may also fail: its series stand at 0 from the beginning, as a rate over a series that begins with
+    its first failure does not see that failure."""
+    if account.point:
+        for outcome in FAILURES:
+            yield account._replace(outcome=outcome)
 
 
 def _family(name: str) -> Metric:

@@ -34,6 +34,8 @@ _LONGEST_NAME = "r-0123456789ab.sock"
 
 QUALITIES = ("strict", "standard", "eco")
 OUTCOMES = ("ok", "cached", "error", "cancelled", "shed", "refused")
+FAILURES = ("error", "cancelled", "shed")
+"""Outcomes that any operating point may come to."""
 AVOIDED = ("cache", "fallback")
 COUNTERS = (
     "batches",

@@ -128,6 +128,17 @@ def test_what_nobody_counts_is_not_shown_as_zero() -> None:
     assert not {name for name in names if "escalations" in name or "evictions" in name}
 
 
+def test_whoever_answered_has_its_failures_at_zero_from_the_beginning() -> None:
+    found = samples(books())
+    for outcome in ("error", "cancelled", "shed"):
+        labels = (("class", "standard"), ("model", "intents"), ("outcome", outcome))
+        request = tuple(sorted((*labels, ("point", "cascade"), ("variant", "full"))))
+        assert found["jouleserve_requests_total", request] == 0
+        owed = tuple(sorted((*labels, ("source", "rapl"), ("variant", "full"))))
+        assert found["jouleserve_attributed_joules_total", owed] == 0
+    assert found["jouleserve_shed_requests_total", (("class", "strict"),)] == 0
+
+
 def test_openmetrics_is_given_to_who_asks_for_it() -> None:
     data, content_type = render(books(), "application/openmetrics-text; version=1.0.0", "1.2.3")
     assert content_type.startswith("application/openmetrics-text")
