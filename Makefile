@@ -37,8 +37,9 @@ $(PEERS)/.ready: loadtest/peers/requirements.lock
 	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@
 
-fuzz: $(VENV)/.ready-dev  ## 10,000 made-up requests against a real server; no undocumented answer, and it lives
+fuzz: $(VENV)/.ready-dev  ## 10,000 made-up HTTP requests and 10,000 over gRPC; no undocumented answer, and it lives
 	@$(BIN)/python -m loadtest.fuzz $(FUZZ)
+	@JOULESERVE_FUZZ_EXAMPLES=2500 $(BIN)/pytest -q tests/server/rpc/test_fuzz.py
 
 PROTOS := server/rpc/proto
 protos: $(VENV)/.ready-dev  ## write the gRPC messages' code from the .proto files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,9 @@ METHODS = [PREDICT, *(f"{SERVICE}/{method.name}" for method in
            oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods)]  # fmt: skip
 BLAMED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
 
-patient = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Four tests; `make fuzz` asks for 10,000 cases in all.
+EXAMPLES = int(os.environ.get("JOULESERVE_FUZZ_EXAMPLES", "300"))
+patient = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 words = st.one_of(st.sampled_from(["card", "my parcel", " ", "", "w1 " * 100, "\x00", "é"]), st.text(max_size=20))
 
 
