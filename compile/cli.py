@@ -1,6 +1,7 @@
 """`jouleserve-compile`: compile recipes, print reports.
 
-Exit codes: 0 done; 2 a recipe, its data or its base cannot be used (nothing was written); 1 anything else that failed.
+Exit codes: 0 done; 2 a recipe, its data, its base or a folder cannot be used, or no candidate meets a floor (nothing is
+published); 1 anything else that failed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +24,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from compile.data.dataset import Split
 from compile.errors import CompileError, InputError
 from compile.pipeline import Result, compile_recipe, report_path
+from compile.progress import Forecast, Work
 from compile.recipe import load_recipe
-from compile.report import figures, render, write_report
+from compile.report import PAGE, figures, main_table, write_report
 from models.manifest import Manifest
 from models.store import Store, StoreError, write_atomic
 
@@ -33,25 +36,49 @@ WorkOption = Annotated[Path, typer.Option("--work", envvar="JOULESERVE_WORK", he
 
 
 class _Live:
-    """Progress on a terminal; one line a finished pass everywhere else."""
+    """Progress on a terminal, with the time left; one line a finished pass everywhere else."""
 
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console, self._progress = console, progress
+        self._forecast = Forecast(time.monotonic)
+        self._whole = progress.add_task("whole run", total=1.0, note="")
         self._task: TaskID | None = None
 
+    def planned(self, works: Sequence[Work], past: Mapping[Work, float]) -> None:
+        self._forecast.planned(works, past)
+        self._progress.update(self._whole, total=len(works))
+
     def started(self, label: str, pass_name: str) -> None:
+        self._forecast.started((label, pass_name))
         self._task = self._progress.add_task(f"{label}: {pass_name}", total=1.0, note="")
+        self._tell()
 
     def moved(self, share: float, note: str) -> None:
+        self._forecast.moved(share)
         if self._task is not None:
             self._progress.update(self._task, completed=share, note=note)
+        self._tell()
 
     def finished(self, label: str, pass_name: str, seconds: float, cached: bool) -> None:
+        self._forecast.finished(seconds, cached)
+        self._close()
+        cost = "from the cache" if cached else f"{seconds:.1f} s"
+        self._console.print(f"  {label:<14} {pass_name:<12} {cost}", highlight=False)
+
+    def dropped(self, label: str, reason: str) -> None:
+        self._forecast.dropped(label)
+        self._close()
+        self._console.print(f"  {label:<14} left out: {reason}", style="yellow", soft_wrap=True, markup=False)
+
+    def _close(self) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
-        cost = "from the cache" if cached else f"{seconds:.1f} s"
-        self._console.print(f"  {label:<14} {pass_name:<12} {cost}", highlight=False)
+        self._tell()
+
+    def _tell(self) -> None:
+        note = f"pass {self._forecast.number} of {self._forecast.count}, {self._forecast.words()}"
+        self._progress.update(self._whole, completed=self._forecast.number, note=note)
 
 
 @app.command()
@@ -68,7 +95,8 @@ def run(
     given = {"data": data, "base": base, "family": family}
     console = Console(highlight=False)
     loaded = load_recipe(recipe, {name: value for name, value in given.items() if value is not None})
-    console.print(f"compiling {loaded.family} (data {escape(loaded.data.source)}, base {escape(loaded.base)})")
+    origin = loaded.base if isinstance(loaded.base, str) else f"scratch:{loaded.base.scratch}"
+    console.print(f"compiling {loaded.family} (data {escape(loaded.data.source)}, base {escape(origin)})")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         result = compile_recipe(loaded, Store(store), work, _Live(console, progress))
@@ -77,18 +105,28 @@ def run(
 
 @app.command()
 def report(
-    family: Annotated[str, typer.Argument(help="Family name.")],
+    family: Annotated[str | None, typer.Option(help="Family name; every family of the store if not given.")] = None,
     version: Annotated[str | None, typer.Option(help="Version name; the one in force if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write FAMILY/VERSION/report.html and .md to; reports/ by the store.")
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
     store: StoreOption = Path("var/store"),
 ) -> None:
-    """Write and print the report of a published family."""
-    opened = Store(store).open(family, version)
-    path = write_report(opened, report_path(Store(store), opened))
-    if json_path is not None:
-        write_atomic(json_path, (json.dumps(figures(opened.manifest), indent=1) + "\n").encode())
-    sys.stdout.write(render(opened))
-    sys.stdout.write(f"\nwritten to {path}\n")
+    """Write the report of what is published, one HTML page and Markdown a family; print its main table."""
+    opened = Store(store)
+    if family is None and (version is not None or json_path is not None):
+        raise InputError("family", "a version or a file of figures is of one family", "give --family")
+    families = [family] if family is not None else opened.families()
+    if not families:
+        raise StoreError(f"{opened.root}: nothing is published; compile a family with `jouleserve-compile run RECIPE`")
+    for name in families:
+        found = opened.open(name, version)
+        path = report_path(opened, found) if out is None else out / name / found.name / "report.md"
+        page = write_report(found, path).with_name(PAGE)
+        if json_path is not None:
+            write_atomic(json_path, (json.dumps(figures(found.manifest), indent=1) + "\n").encode())
+        sys.stdout.write(f"{name} {found.name}\n\n{main_table(found.manifest)}\nwritten to {page} and {path}\n\n")
 
 
 @app.command()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 
 class CompileError(Exception):
     """Base of the errors that a user can act on; the command line prints them without a traceback."""
@@ -27,6 +33,14 @@ class BaseError(InputError):
     """The recipe's `base` names no usable weights."""
 
 
+class FloorError(InputError):
+    """No candidate for full quality meets a floor of the recipe; the nearest miss is named. Nothing is published."""
+
+
+class StorageError(InputError):
+    """The store or the work folder cannot be written: read-only, no permission, or full."""
+
+
 class Busy(CompileError):
     """Another run holds the work folder."""
 
@@ -35,9 +49,52 @@ class RequirementFailed(CompileError):
     """A pass was given inputs that it cannot work on."""
 
 
+@dataclass(frozen=True)
+class Miss:
+    """A postcondition that does not hold: in words, measured value and limit, and the recipe's field that sets it."""
+
+    described: str
+    measured: float
+    limit: float
+    field: str = ""
+
+
 class GateFailed(CompileError):
     """A pass ran, but one of its postconditions does not hold; the message gives measured value and limit."""
 
-    def __init__(self, pass_name: str, label: str, misses: list[str]) -> None:
-        self.pass_name, self.label, self.misses = pass_name, label, misses
-        super().__init__(f"{label}: pass '{pass_name}' misses its gate: {'; '.join(misses)}")
+    def __init__(self, pass_name: str, label: str, misses: Sequence[Miss]) -> None:
+        self.pass_name, self.label, self.misses = pass_name, label, tuple(misses)
+        words = "; ".join(miss.described for miss in misses)
+        super().__init__(f"{label}: pass '{pass_name}' misses its gate: {words}")
+
+    @property
+    def floor(self) -> Miss | None:
+        """The miss of a limit that the recipe sets, where that is the only kind of miss."""
+        return self.misses[0] if all(miss.field for miss in self.misses) else None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+# torch and safetensors tell of a full disk in words alone.
+_FULL_WORDS = re.compile(r"No space left on device|File too large|PytorchStreamWriter failed|Disk quota exceeded")
+_FORBIDDEN_WORDS = re.compile(r"Read-only file system|Permission denied|Operation not permitted")
+
+
+def storage_error(error: BaseException, store: Path, work: Path) -> StorageError | None:
+    """The typed error for a failure to write, whichever library met it; None if `error` is something else."""
+    number = error.errno if isinstance(error, OSError) else None
+    words = str(error)
+    if number in _FULL or (number is None and _FULL_WORDS.search(words)):
+        kind, remedy = "no space is left to write", "free space or give another folder, then run the same command"
+    elif number in _FORBIDDEN or (number is None and _FORBIDDEN_WORDS.search(words)):
+        kind, remedy = "cannot be written", "give a folder that you may write to"
+    else:
+        return None
+    # Copying names the source first: a version is copied out of the work folder into the store.
+    places = [getattr(error, name, None) for name in ("filename", "filename2")]
+    field, folder = ("store", store) if any(_inside(place, store) for place in places) else ("work", work)
+    return StorageError(field, f"{kind} ({words.splitlines()[0][:200]}); the folder is {folder}", remedy)
+
+
+def _inside(place: object, folder: Path) -> bool:
+    return isinstance(place, str | Path) and Path(place).absolute().is_relative_to(folder.absolute())

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compile.errors import GateFailed, RequirementFailed
+from compile.errors import CompileError, FloorError, GateFailed, RequirementFailed
+from compile.measure.cpu import this_cpu
 from compile.passes.base import Artifact, Inputs, Pass, Spent
+from compile.passes.calibrate import Calibrate, calibrate_inputs
 from compile.passes.distil import Distil
 from compile.passes.drop_layers import DropLayers
 from compile.passes.evaluate import Evaluate
 from compile.passes.export import Export
 from compile.passes.finetune import Finetune
+from compile.passes.low_rank import LowRank
 from compile.passes.measure import Measure
 from compile.passes.probe_forms import ProbeForms
+from compile.passes.prune_units import PruneUnits
+from compile.passes.qat import Qat
 from compile.passes.quantize import Quantize
+from compile.passes.reconstruct import Reconstruct
 from compile.passes.teach import Teach
-from compile.recipe import Recipe, VariantSpec
+from compile.passes.time_widths import TimeWidths
+from compile.progress import Work, past_seconds
+from compile.recipe import REFERENCE, Recipe, VariantSpec
 from compile.runner import Runner
+from compile.steps import Handed
 from models.manifest import TargetCpu
 
-REFERENCE = "fp32"
+ALL = "all variants"
+# Recipe field of a floor -> the figure of an evaluation that it limits.
+_FIGURES = {"min_relative_accuracy": "relative_accuracy", "quantize.min_agreement": "agreement"}
+_SHARED: Mapping[Handed, str] = {"lessons": "teach", "widths": "time_widths"}
+# Pass name in a recipe -> the pass that does it, of its settings and the recipe.
+MAKE: Mapping[str, Callable[[Any, Recipe], Pass]] = {
+    "drop_layers": lambda spec, recipe: DropLayers(spec, recipe.seed),
+    "prune_units": lambda spec, recipe: PruneUnits(spec, recipe.seed),
+    "reconstruct": lambda spec, recipe: Reconstruct(spec, recipe.seed),
+    "low_rank": lambda spec, recipe: LowRank(spec, recipe.seed, this_cpu(), recipe.measure.batch_rows),
+    "qat": lambda spec, recipe: Qat(spec, recipe.seed),
+    "finetune": lambda spec, recipe: Finetune(spec, recipe.pooling, recipe.seed, recipe.max_tokens),
+    "distil": lambda spec, recipe: Distil(spec, recipe.seed),
+}
 
 
 @dataclass
@@ -51,6 +73,8 @@ class Outcome:
     candidates: list[Candidate]
     measured: Artifact
     form_costs: Mapping[str, Any]
+    calibrated: Artifact | None = None
+    """Temperatures and cascades, unless the recipe wants none or there is only one output."""
 
     @property
     def passed(self) -> list[Candidate]:
@@ -63,11 +87,11 @@ class Line:
 
     def __init__(self, recipe: Recipe, runner: Runner, cpu: TargetCpu, data: Artifact, base: Artifact) -> None:
         self.recipe, self.runner, self.cpu, self.data, self.base = recipe, runner, cpu, data, base
-        self._lessons: Artifact | None = None
 
     def run(self) -> Outcome:
         """Compile every variant; raises CompileError if full quality cannot be had."""
         recipe = self.recipe
+        self.runner.reporter.planned(plan(recipe), past_seconds(self.runner.cache))
         tuned = Finetune(recipe.finetune, recipe.pooling, recipe.seed, recipe.max_tokens)
         teacher = self._run("teacher", tuned, {"data": self.data, "base": self.base})
         probe = ProbeForms(
@@ -76,53 +100,84 @@ class Line:
         forms = self._run("teacher", probe, {"data": self.data, "teacher": teacher})
         reference = Candidate(REFERENCE, lineage=[teacher, forms])
         reference.graph = self._export(reference, teacher, forms)
-        reference.evaluation = self._evaluate(reference, reference.graph, {}, 0.0)
-        candidates = [reference]
+        reference.evaluation = self._evaluate(reference, reference.graph, {}, (recipe.quantize.min_agreement, 0.0))
+        candidates, failures = [reference], dict[str, GateFailed | RequirementFailed]()
         for spec in recipe.variants:
             candidate = Candidate(spec.name, lineage=[teacher])
             try:
                 self._compile(candidate, spec, teacher, forms, reference)
             except (GateFailed, RequirementFailed) as error:
-                if spec is recipe.variants[0]:
+                if spec is recipe.variants[0] and not _misses_floor(error):
                     raise
                 candidate.reason = str(error)
+                failures[spec.name] = error
+                self.runner.reporter.dropped(spec.name, candidate.reason)
             candidates.append(candidate)
+        if recipe.variants[0].name in failures:
+            raise _nothing_meets(failures, candidates)
         graphs = {c.name: c.graph for c in candidates if c.reason is None and c.graph is not None}
         measure = Measure(recipe.measure, recipe.max_tokens, self.cpu.model)
-        measured = self._run("all variants", measure, {"data": self.data, **graphs}, graphs)
-        return Outcome(candidates, measured, forms.meta["cpu_seconds_per_1k"])
+        measured = self._run(ALL, measure, {"data": self.data, **graphs}, graphs)
+        outcome = Outcome(candidates, measured, forms.meta["cpu_seconds_per_1k"])
+        outcome.calibrated = self._calibrate(outcome)
+        return outcome
+
+    def _calibrate(self, outcome: Outcome) -> Artifact | None:
+        recipe = self.recipe
+        if not recipe.calibrate.enabled or len(self.runner.context.dataset.labels) < 2:
+            return None
+        made = {c.name: (c.graph, c.evaluation) for c in outcome.passed}
+        names = [name for name in made if name != REFERENCE]
+        calibrate = Calibrate(recipe.calibrate, recipe.measure, names, REFERENCE, recipe.seed)
+        return self._run("all variants", calibrate, calibrate_inputs(self.data, outcome.measured, made))
 
     def _compile(
         self, candidate: Candidate, spec: VariantSpec, teacher: Artifact, forms: Artifact, reference: Candidate
     ) -> None:
         model, fp32_graph, fp32_evaluation = teacher, reference.graph, reference.evaluation
-        if spec.layers is not None:
-            model = self._student(candidate, spec, teacher)
+        if spec.model_steps:
+            model = self._student(candidate, spec, teacher, forms)
             candidate.lineage.append(forms)
             fp32_graph = self._export(candidate, model, forms)
-            fp32_evaluation = self._evaluate(candidate, fp32_graph, {}, 0.0)
+            fp32_evaluation = self._evaluate(candidate, fp32_graph, {}, (self.recipe.quantize.min_agreement, 0.0))
         elif fp32_graph is not None:
             candidate.lineage += [forms, fp32_graph]
         assert fp32_graph is not None
         assert fp32_evaluation is not None
         assert reference.evaluation is not None
         candidate.fp32_evaluation = fp32_evaluation
-        quantize = Quantize(self.recipe.quantize, self.cpu.reduce_range, self.recipe.measure.batch_rows)
-        candidate.graph = self._run(spec.name, quantize, {"data": self.data, "graph": fp32_graph})
+        settings = spec.quantize_spec(self.recipe.quantize)
+        floor = spec.min_relative_accuracy
+        quantize = Quantize(settings, self.cpu.reduce_range, self.recipe.measure.batch_rows, floor)
+        candidate.graph = self._run(spec.name, quantize, {"data": self.data, "graph": fp32_graph, "teacher": teacher})
         candidate.lineage.append(candidate.graph)
         references = {"fp32": fp32_evaluation, "teacher": reference.evaluation}
-        floor = spec.min_relative_accuracy
-        candidate.evaluation = self._evaluate(candidate, candidate.graph, references, floor)
+        floors = (settings.min_agreement, floor)
+        candidate.evaluation = self._evaluate(candidate, candidate.graph, references, floors)
 
-    def _student(self, candidate: Candidate, spec: VariantSpec, teacher: Artifact) -> Artifact:
-        assert spec.layers is not None
-        if self._lessons is None:
-            self._lessons = self._run("teacher", Teach(), {"data": self.data, "teacher": teacher})
-        short = self._run(spec.name, DropLayers(spec.layers), {"teacher": teacher})
-        inputs = {"data": self.data, "student": short, "lessons": self._lessons}
-        student = self._run(spec.name, Distil(spec.distil, self.recipe.seed), inputs)
-        candidate.lineage += [self._lessons, short, student]
-        return student
+    def _student(self, candidate: Candidate, spec: VariantSpec, teacher: Artifact, forms: Artifact) -> Artifact:
+        """Run the variant's passes in their order; what each one is handed says `compile.steps`."""
+        have: dict[Handed, Artifact] = {"data": self.data, "teacher": teacher, "model": teacher, "uncut": teacher}
+        for wanted in _shared(spec):
+            have[wanted] = self._run("teacher", *self._shared_pass(wanted, teacher, forms))
+            candidate.lineage.append(have[wanted])
+        for step in spec.model_steps:
+            inputs = {role: have[handed] for role, handed in step.roles.items()}
+            made = self._run(spec.name, MAKE[step.name](step.spec, self.recipe), inputs)
+            if step.name == "prune_units":
+                have["uncut"] = have["model"]
+            have["model"] = made
+            candidate.lineage.append(made)
+        return have["model"]
+
+    def _shared_pass(self, wanted: Handed, teacher: Artifact, forms: Artifact) -> tuple[Pass, Inputs]:
+        inputs = {"data": self.data, "teacher": teacher}
+        if wanted == "lessons":
+            return Teach(), inputs
+        recipe, cpu = self.recipe, self.cpu
+        export, measured = recipe.export, recipe.measure
+        timed = TimeWidths(export.opset, cpu.reduce_range, measured.repeats, cpu.model, measured.batch_rows)
+        return timed, {**inputs, "forms": forms}
 
     def _export(self, candidate: Candidate, model: Artifact, forms: Artifact) -> Artifact:
         inputs = {"data": self.data, "model": model, "forms": forms}
@@ -130,10 +185,54 @@ class Line:
         candidate.lineage.append(graph)
         return graph
 
-    def _evaluate(self, candidate: Candidate, graph: Artifact, references: Inputs, floor: float) -> Artifact:
-        agreement = self.recipe.quantize.min_agreement
-        evaluate = Evaluate(self.recipe.measure.batch_rows, agreement, floor)
+    def _evaluate(
+        self, candidate: Candidate, graph: Artifact, references: Inputs, floors: tuple[float, float]
+    ) -> Artifact:
+        """`floors`: (agreement with fp32, relative accuracy), judged where `references` are given."""
+        evaluate = Evaluate(self.recipe.measure.batch_rows, *floors)
         return self._run(candidate.name, evaluate, {"data": self.data, "graph": graph, **references})
 
     def _run(self, label: str, a_pass: Pass, inputs: Inputs, given: Inputs | None = None) -> Artifact:
         return self.runner.run(label, a_pass, inputs, given)
+
+
+def plan(recipe: Recipe) -> list[Work]:
+    """Every (label, pass name) that a run of the recipe does if no variant fails, in order."""
+    works = [("teacher", "finetune"), ("teacher", "probe_forms"), (REFERENCE, "export"), (REFERENCE, "evaluate")]
+    for spec in recipe.variants:
+        works += [work for wanted in _shared(spec) if (work := ("teacher", _SHARED[wanted])) not in works]
+        made = [step.name for step in spec.model_steps]
+        names = [*made, "export", "evaluate"] if made else []
+        works += [(spec.name, name) for name in (*names, "quantize", "evaluate")]
+    return [*works, (ALL, "measure"), *([(ALL, "calibrate")] if recipe.calibrate.enabled else [])]
+
+
+def _shared(spec: VariantSpec) -> list[Handed]:
+    """What the variant's passes are handed that is made once for all variants."""
+    handed = {handed for step in spec.model_steps for handed in step.roles.values()}
+    return [wanted for wanted in _SHARED if wanted in handed]
+
+
+def _misses_floor(error: Exception) -> bool:
+    return isinstance(error, GateFailed) and error.floor is not None
+
+
+def _nothing_meets(failures: Mapping[str, CompileError], candidates: list[Candidate]) -> FloorError:
+    """The first variant misses a floor: say by how much, and which candidate came nearest.
+
+    Nothing may be published without full quality; the other variants were made to see what is near, and are cached.
+    """
+    first = next(iter(failures))
+    misses = {name: e.floor for name, e in failures.items() if isinstance(e, GateFailed) and e.floor is not None}
+    wanted = misses[first]
+    reached = {name: miss.measured for name, miss in misses.items() if miss.field == wanted.field}
+    for candidate in candidates:
+        if candidate.reason is None and candidate.evaluation is not None and candidate.name != REFERENCE:
+            reached[candidate.name] = candidate.evaluation.meta[_FIGURES[wanted.field]]
+    nearest = max(reached, key=lambda name: reached[name])
+    field = wanted.field if "." in wanted.field else f"variants.0.{wanted.field}"
+    problem = (
+        f"no candidate for '{first}' meets the floor: {wanted.described}; nothing is published. "
+        f"The nearest miss is '{nearest}' with {reached[nearest]:.4f} of {wanted.limit:.4f}"
+    )
+    return FloorError(field, problem, "lower the floor to what was reached, or train longer or on more rows")

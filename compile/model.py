@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from compile.bases import Base
 from compile.errors import BaseError
+from compile.factors import shape_factors
 from compile.families import family_of
 from compile.families.table import Family
+from compile.surgery import Widths, cut_to, widths_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class Classifier(nn.Module):
-    """Encoder, pooling (`mean` over real tokens, or `cls`) and a linear head over `labels` classes."""
+    """Encoder, pooling (`mean` over real tokens, the first: `cls`, the `last`) and a linear head over `labels` classes.
+
+    Raises BaseError for a pooling that the family does not allow: a decoder's first token has seen no other.
+    """
 
     def __init__(self, family: Family, config: Any, pooling: str, labels: int) -> None:
         super().__init__()
+        if pooling not in family.poolings:
+            remedy = f"use one of {list(family.poolings)}"
+            raise BaseError("pooling", f"'{pooling}' says nothing of a text in {family.model_type}", remedy)
         encoder_class = getattr(transformers, family.encoder_class)
         self.family, self.config, self.pooling, self.labels = family, config, pooling, labels
         self.encoder: nn.Module = encoder_class(config, **dict(family.encoder_options))
-        self.head = nn.Linear(getattr(config, family.hidden_size_key), labels)
+        self.head = nn.Linear(getattr(config, family.output_size_key), labels)
+        self.head_size = family.head_size(config.to_dict())
+        self.ranks: dict[str, int] = {}
+        """Projections that are products of two (`compile.factors`), by `layer.path`: numbers between the two."""
+        self.is_cut = False
+        """Whether heads or units were cut away (`compile.surgery.cut`): layers then differ from the configuration."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -42,6 +57,9 @@ class Classifier(nn.Module):
         """One vector a text [rows, hidden] of token states [rows, tokens, hidden]."""
         if self.pooling == "cls":
             return states[:, 0]
+        if self.pooling == "last":
+            last = (attention_mask.sum(1, keepdim=True) - 1).clamp(min=0).unsqueeze(-1)
+            return states.gather(1, last.expand(-1, -1, states.shape[-1])).squeeze(1)
         weights = attention_mask.unsqueeze(-1).to(states.dtype)
         return (states * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
@@ -57,21 +75,33 @@ class Classifier(nn.Module):
 
     def keep_layers(self, kept: Sequence[int]) -> None:
         """Drop every layer that is not in `kept` (rising indices)."""
+        if self.family.position_bias is not None and kept[0] != 0 and not self.is_cut:
+            self._move_position_bias(self.family.position_bias, self.layers[kept[0]])
         parent, _, name = self.family.layers.rpartition(".")
         layers = nn.ModuleList(self.layers[i] for i in kept)
         setattr(self.encoder.get_submodule(parent), name, layers)
         setattr(self.config, self.family.layer_count_key, len(kept))
+
+    def _move_position_bias(self, path: str, layer: nn.Module) -> None:
+        """Give the table that the first layer holds for all to the layer that comes to be the first."""
+        parent, _, name = path.rpartition(".")
+        taker = layer.get_submodule(parent)
+        setattr(taker, name, self.layers[0].get_submodule(path))
+        cast(Any, taker).has_relative_attention_bias = True
 
     def set_dropout(self, probability: float) -> None:
         """Set every dropout of the encoder; 0 is a good deal faster on a CPU."""
         for module in self.encoder.modules():
             if isinstance(module, nn.Dropout):
                 module.p = probability
+            elif isinstance(getattr(module, "dropout", None), float):
+                cast(Any, module).dropout = probability
 
     def freeze(self, embeddings: bool, layers: int) -> None:
         """Stop training the embedding tables and the first `layers` layers."""
         if embeddings:
-            self.encoder.get_submodule(self.family.embeddings).requires_grad_(False)
+            for path in self.family.embeddings:
+                self.encoder.get_submodule(path).requires_grad_(False)
         for layer in self.layers[:layers]:
             layer.requires_grad_(False)
 
@@ -80,27 +110,22 @@ class Classifier(nn.Module):
         cast(Any, self.encoder).set_attn_implementation(implementation)
 
     def save(self, folder: Path) -> None:
-        """Write config.json and model.safetensors into `folder`."""
+        """Write config.json (with every layer's width, if they were cut) and model.safetensors into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         described = {"encoder": self.config.to_dict(), "pooling": self.pooling, "labels": self.labels}
+        if self.is_cut:
+            described["widths"] = dataclasses.asdict(widths_of(self))
+        if self.ranks:
+            described["ranks"] = self.ranks
         (folder / CONFIG).write_text(json.dumps(described, indent=1, default=str), encoding="utf-8")
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, str(folder / WEIGHTS))
+        save_model(self, str(folder / WEIGHTS))
 
 
 def from_base(base: Base, pooling: str, labels: int) -> Classifier:
     """A classifier with the base's encoder weights and a fresh head; BaseError if weights are missing."""
     family = family_of(base.model_type)
-    raw = json.loads((base.path / CONFIG).read_text(encoding="utf-8"))
-    model = Classifier(family, _config(family, raw), pooling, labels)
-    stored = load_file(str(base.path / WEIGHTS))
-    prefix = f"{family.model_type}."
-    stored = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
-    wanted = set(model.encoder.state_dict())
-    missing = sorted(wanted - set(stored))
-    if missing:
-        raise BaseError("base", f"{base.path} lacks the weights {missing[:3]}", "give the folder of a whole encoder")
-    model.encoder.load_state_dict({name: stored[name] for name in wanted})
+    model = Classifier(family, load_config(family, base.config), pooling, labels)
+    model.encoder.load_state_dict(_pretrained(family, base).state_dict())
     return model
 
 
@@ -108,13 +133,41 @@ def load(folder: Path) -> Classifier:
     """Read back what `Classifier.save` wrote, in eval mode."""
     described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     family = family_of(described["encoder"]["model_type"])
-    model = Classifier(family, _config(family, described["encoder"]), described["pooling"], described["labels"])
-    model.load_state_dict(load_file(str(folder / WEIGHTS)))
+    model = Classifier(family, load_config(family, described["encoder"]), described["pooling"], described["labels"])
+    if "widths" in described:
+        cut_to(model, Widths(**described["widths"]))
+    shape_factors(model, described.get("ranks", {}))
+    load_model(model, str(folder / WEIGHTS))
     return model.eval()
 
 
-def _config(family: Family, raw: dict[str, Any]) -> Any:
+def _pretrained(family: Family, base: Base) -> nn.Module:
+    """The base's encoder as transformers reads it: whatever the prefix, old names, tied tables, a language head."""
+    encoder_class = getattr(transformers, family.encoder_class)
+    options = {**dict(family.encoder_options), "dtype": torch.float32, "local_files_only": True}
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        encoder, found = encoder_class.from_pretrained(
+            base.path, config=load_config(family, base.config), output_loading_info=True, **options
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        problem = f"{base.path} cannot be read ({str(error).splitlines()[0]})"
+        raise BaseError("base", problem, "its weights must fit its config.json") from error
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise BaseError("base", f"{base.path} lacks the weights {missing[:3]}", "give the folder of a whole encoder")
+    return cast(nn.Module, encoder)
+
+
+def load_config(family: Family, raw: Mapping[str, Any]) -> Any:
+    """The transformers configuration of a config.json."""
     known = {key: value for key, value in raw.items() if key not in ("architectures", "_name_or_path", "model_type")}
     config = transformers.AutoConfig.for_model(family.model_type, **known)
     config._attn_implementation = "sdpa"
+    if family.causal:
+        config.use_cache = False  # nothing is generated
     return config

@@ -14,18 +14,21 @@ from pathlib import Path
 from compile.bases import Base, find_base
 from compile.data.dataset import Dataset
 from compile.data.loader import load_dataset
-from compile.errors import RecipeError
+from compile.errors import RecipeError, StorageError, storage_error
 from compile.families import family_of
 from compile.measure.cpu import this_cpu
 from compile.passes.base import Artifact, Context
 from compile.recipe import Recipe
 from compile.runner import Reporter, Runner, Silent, exclusive
+from compile.versions import library_versions
 from models.manifest import TargetCpu
 from models.store import NotFound, Store, StoreError, Version
 
 LINE_VERSION = 1
 """Raise it when the same recipe must be compiled again although its passes kept their versions."""
 RUN_KEY = "run_sha256"
+STAGING = "staging"
+"""Folder of the work folder where a version is put together."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Result:
 
 
 def run_key(recipe: Recipe, dataset_digest: str, base: Base, cpu: TargetCpu) -> str:
-    """Digest of everything that decides a run's outcome: recipe, data, base weights, the CPU compiled for."""
+    """Digest of what decides a run's outcome: recipe, data, base weights, the CPU compiled for, library versions."""
     settings = recipe.model_dump(mode="json")
     # The rows decide, not where they lie.
     settings["data"].pop("source")
@@ -50,6 +53,7 @@ def run_key(recipe: Recipe, dataset_digest: str, base: Base, cpu: TargetCpu) -> 
         "base": base.digest,
         "cpu": cpu.model_dump(mode="json"),
         "line": LINE_VERSION,
+        "libraries": library_versions(),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
@@ -57,19 +61,31 @@ def run_key(recipe: Recipe, dataset_digest: str, base: Base, cpu: TargetCpu) -> 
 def compile_recipe(recipe: Recipe, store: Store, work: Path, reporter: Reporter | None = None) -> Result:
     """Compile and publish a recipe, or find that it was.
 
-    Raises InputError (recipe, data, base) before anything is written, GateFailed if full quality misses a gate,
-    Busy if another run uses the work folder.
+    Raises InputError: for the recipe, its data or base before anything is written; for a floor that nothing meets or a
+    store or work folder that cannot be written, with the store as it was. GateFailed if full quality misses a gate that
+    no field of the recipe sets, Busy if another run uses the work folder.
     """
-    base = find_base(recipe.base)
+    base = find_base(recipe.base, recipe.seed, work)
     _check_layers(recipe, base)
     dataset = load_dataset(recipe.data, recipe.seed)
+    if dataset.regression:
+        problem = "floors, operating points and the server judge classes; real labels would pass every gate unjudged"
+        raise RecipeError("data.task", problem, "number the classes and leave the task out")
     cpu = this_cpu()
     key = run_key(recipe, dataset.digest(), base, cpu)
     found = _in_store(store, recipe.family, key)
     if found is not None:
         return Result(found, True, {}, report_path(store, found))
-    with exclusive(work):
-        return _compile(recipe, key, dataset, base, cpu, store, work, reporter or Silent())
+    _check_writable("store", store.root)
+    _check_writable("work", work)
+    try:
+        with exclusive(work):
+            return _compile(recipe, key, dataset, base, cpu, store, work, reporter or Silent())
+    except Exception as error:
+        named = storage_error(error, store.root, work)
+        if named is None:
+            raise
+        raise named from error
 
 
 def _compile(
@@ -83,12 +99,14 @@ def _compile(
     from compile.line import Line
     from compile.publish import publish
     from compile.report import write_report
+    from compile.scratch import fill
 
+    fill(base)
     context = Context(dataset, base, recipe.seed, recipe.threads, recipe.max_tokens, recipe.measure.batch_rows)
     data = Artifact("data", "data", dataset.digest(), Path())
     weights = Artifact("base", "base", base.digest, base.path)
     outcome = Line(recipe, Runner(work, context, reporter), cpu, data, weights).run()
-    version = publish(recipe, key, outcome, context, cpu, position_limit(base), store)
+    version = publish(recipe, key, outcome, context, cpu, position_limit(base), store, work / STAGING)
     report = write_report(version, report_path(store, version))
     failures = {c.name: c.reason for c in outcome.candidates if c.reason is not None}
     return Result(version, False, failures, report)
@@ -97,21 +115,30 @@ def _compile(
 def position_limit(base: Base) -> int:
     """Longest input in tokens that the base's position table allows."""
     family = family_of(base.model_type)
-    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
-    return int(config[family.position_limit_key]) - family.position_offset
+    return family.position_limit(base.config)
 
 
 def _check_layers(recipe: Recipe, base: Base) -> None:
     family = family_of(base.model_type)
-    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
-    have = int(config[family.layer_count_key])
     for at, variant in enumerate(recipe.variants):
-        if variant.layers is not None and variant.layers[-1] >= have:
-            problem = f"layer {variant.layers[-1]} does not exist, '{recipe.base}' has layers 0 to {have - 1}"
-            raise RecipeError(f"variants.{at}.layers", problem, "keep layers that the base has")
+        variant.layers_left(int(base.config[family.layer_count_key]), f"variants.{at}")
+    if recipe.pooling not in family.poolings:
+        problem = f"'{recipe.pooling}' says nothing of a text in {family.model_type}"
+        raise RecipeError("pooling", problem, f"use one of {list(family.poolings)}")
     if recipe.max_tokens > position_limit(base):
         problem = f"{recipe.max_tokens} is more than the base's {position_limit(base)} positions"
         raise RecipeError("max_tokens", problem, "lower it")
+
+
+def _check_writable(field: str, folder: Path) -> None:
+    """Refuse before the work what would fail after it; writes nothing."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise StorageError(field, f"{existing} is a file, not a folder", "give another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(field, f"{existing} cannot be written", "give a folder that you may write to")
 
 
 def _in_store(store: Store, family: str, key: str) -> Version | None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
-import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compile.line import REFERENCE, Candidate, Outcome
+from compile.line import Candidate, Outcome
 from compile.passes.base import Artifact, Context
 from compile.passes.export import FILE
 from compile.pipeline import RUN_KEY
-from compile.recipe import Recipe
+from compile.points import cascade_candidates, choose_points
+from compile.recipe import REFERENCE, Recipe
 from compile.text import load_tokenizer
+from compile.versions import library_versions
 from models.manifest import (
     CostModel,
     Evidence,
@@ -27,21 +28,31 @@ from models.manifest import (
 )
 from models.store import Store, Version, file_ref
 
-_LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
-
 
 def publish(
-    recipe: Recipe, run_key: str, outcome: Outcome, context: Context, cpu: TargetCpu, position_limit: int, store: Store
+    recipe: Recipe,
+    run_key: str,
+    outcome: Outcome,
+    context: Context,
+    cpu: TargetCpu,
+    position_limit: int,
+    store: Store,
+    staging: Path,
 ) -> Version:
-    """Write the manifest of a run and publish it with its files; the version appears whole or not at all."""
-    store.root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".staging-", dir=store.root) as name:
-        staging = Path(name)
-        load_tokenizer(context.base.path / "tokenizer.json").save(str(staging / "tokenizer.json"))
+    """Write the manifest of a run and publish it with its files; the version appears whole or not at all.
+
+    `staging` is a folder of the run's own; what a killed run left in it is thrown away.
+    """
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        load_tokenizer(context.base.tokenizer).save(str(staging / "tokenizer.json"))
         for candidate in outcome.passed:
             _place(_graph(candidate).path / FILE, staging / f"{candidate.name}.onnx")
         manifest = build_manifest(recipe, run_key, outcome, context, cpu, position_limit, staging)
         return store.publish(manifest, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def build_manifest(
@@ -57,14 +68,15 @@ def build_manifest(
     evidence = _all_evidence(outcome, files)
     settings = recipe.model_dump(mode="json")
     variants = tuple(_variant(candidate, outcome, evidence[candidate.name], files) for candidate in outcome.passed)
-    points = _points(variants)
+    calibrated = {} if outcome.calibrated is None else outcome.calibrated.meta
+    points, left_out = choose_points(variants, calibrated)
     return Manifest(
         family=recipe.family,
         created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         pair=context.dataset.pair,
         labels=context.dataset.labels,
         max_tokens=position_limit,
-        inputs=_input_names(context.dataset.pair),
+        inputs=context.input_names,
         pad_id=context.pad,
         tokenizer=file_ref(files, "tokenizer.json"),
         variants=variants,
@@ -73,49 +85,53 @@ def build_manifest(
         target_cpu=cpu,
         dataset_sha256=context.dataset.digest(),
         recipe={RUN_KEY: run_key, "settings": settings, "data_notes": list(context.dataset.notes)},
-        libraries={name: importlib.metadata.version(name) for name in _LIBRARIES},
-        candidates=_candidates(outcome, points),
+        libraries=library_versions(),
+        candidates=_candidates(outcome, points, left_out),
     )
 
 
-def _input_names(pair: bool) -> tuple[str, ...]:
-    return ("input_ids", "attention_mask", "token_type_ids") if pair else ("input_ids", "attention_mask")
-
-
-def _points(variants: tuple[Variant, ...]) -> tuple[OperatingPoint, ...]:
-    """Every variant but the reference that costs less than all better ones before it."""
-    points: list[OperatingPoint] = []
-    for variant in variants:
-        shown = variant.evidence
-        if variant.reference or (points and shown.cpu_seconds_per_1k >= points[-1].cpu_seconds_per_1k):
-            continue
-        points.append(
-            OperatingPoint(
-                name=variant.name,
-                variant=variant.name,
-                accuracy=shown.accuracy,
-                accuracy_lower=shown.accuracy_lower,
-                relative_accuracy=shown.relative_accuracy,
-                cpu_seconds_per_1k=shown.cpu_seconds_per_1k,
-                joules_per_1k=shown.joules_per_1k,
-            )
-        )
-    return tuple(points)
-
-
-def _candidates(outcome: Outcome, points: tuple[OperatingPoint, ...]) -> tuple[dict[str, Any], ...]:
-    chosen = {point.name for point in points} | {REFERENCE}
+def _candidates(
+    outcome: Outcome, points: tuple[OperatingPoint, ...], left_out: Mapping[str, str]
+) -> tuple[dict[str, Any], ...]:
     made = []
     for candidate in outcome.candidates:
-        reason = candidate.reason
-        if reason is None and candidate.name not in chosen:
-            reason = "measured no cheaper than the variant before it"
+        reason = candidate.reason or left_out.get(candidate.name)
         described: dict[str, Any] = {"name": candidate.name, "published": candidate.reason is None}
         described["lineage"] = [f"{a.pass_name}:{a.key[:12]}" for a in candidate.lineage]
+        described["passes"] = _costs(candidate, outcome)
         if reason is not None:
             described["reason"] = reason
+            described["known"] = _known(candidate)
         made.append(described)
-    return tuple(made)
+    calibrated = {} if outcome.calibrated is None else outcome.calibrated.meta
+    return (*made, *cascade_candidates(calibrated, {point.name for point in points}, left_out))
+
+
+def _costs(candidate: Candidate, outcome: Outcome) -> list[dict[str, Any]]:
+    """What each pass behind a candidate cost; equal keys are the same work, shared with other candidates."""
+    judged = [candidate.fp32_evaluation, candidate.evaluation]
+    joint = [outcome.measured, outcome.calibrated] if candidate.reason is None else []
+    once = {artifact.key: artifact for artifact in (*candidate.lineage, *judged, *joint) if artifact is not None}
+    return [
+        {"pass": a.pass_name, "key": key[:12], "cpu_seconds": a.spent.cpu_seconds, "joules": a.spent.joules}
+        for key, a in once.items()
+    ]
+
+
+def _known(candidate: Candidate) -> dict[str, Any]:
+    """What had been measured of a candidate before it was left out."""
+    made: dict[str, Any] = {"compile_cpu_seconds": candidate.spent.cpu_seconds}
+    if candidate.spent.joules is not None:
+        made["compile_joules"] = candidate.spent.joules
+    for artifact in candidate.lineage:
+        made |= {
+            name: artifact.meta[name] for name in ("layers", "parameters", "macs_per_text") if name in artifact.meta
+        }
+    if candidate.graph is not None:
+        made["size_bytes"] = (candidate.graph.path / FILE).stat().st_size
+    if candidate.fp32_evaluation is not None:
+        made["fp32_accuracy"] = candidate.fp32_evaluation.meta["accuracy"]
+    return made
 
 
 def _all_evidence(outcome: Outcome, files: Path) -> dict[str, Evidence]:
@@ -134,6 +150,7 @@ def _evidence(candidate: Candidate, outcome: Outcome, reference_joules: float | 
         relative_accuracy=evaluation.meta["relative_accuracy"],
         test_rows=evaluation.meta["rows"],
         agreement_with_fp32=evaluation.meta.get("agreement"),
+        **evaluation.meta.get("scores", {}),
         parameters=graph.meta["parameters"],
         macs_per_text=graph.meta["macs_per_text"],
         size_bytes=(files / f"{candidate.name}.onnx").stat().st_size,
@@ -167,11 +184,13 @@ def _variant(candidate: Candidate, outcome: Outcome, evidence: Evidence, files: 
         notes["smoothed_products"] = graph.meta["smoothed_products"]
         notes["validation_agreement"] = graph.meta["validation_agreement"]
         notes["quantization_trials"] = graph.meta["trials"]
+    if outcome.calibrated is not None and not reference:
+        notes["calibration"] = outcome.calibrated.meta["temperatures"][candidate.name]
     if candidate.fp32_evaluation is not None:
         notes["fp32_accuracy"] = candidate.fp32_evaluation.meta["accuracy"]
     return Variant(
         name=candidate.name,
-        precision="fp32" if reference else "int8",
+        precision="fp32" if reference else graph.meta["precision"],
         layers=graph.meta["layers"],
         graph_form=graph.meta["form"],
         model=file_ref(files, f"{candidate.name}.onnx"),

@@ -10,89 +10,101 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, field_validator, model_validator
 
+from compile.bases import BaseSpec
 from compile.errors import RecipeError
+from compile.specs.base import Share, Strict
+from compile.specs.calibrate import CalibrateSpec
+from compile.specs.finetune import FinetuneSpec
+from compile.specs.quantize import QuantizeSpec
+from compile.steps import KINDS, Step, refusal
 from models.manifest import NAME_PATTERN
 
 GraphForm = Literal["ragged", "torchscript", "mha", "dynamo"]
-Share = Annotated[float, Field(ge=0, le=1)]
+REFERENCE = "fp32"
+"""Name of the variant that every recipe has: the teacher as it is."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSpec(_Strict):
+class DataSpec(Strict):
     """Where the labelled texts come from, and how much of them is used."""
 
     source: str = Field(min_length=1)
     """`support-intents` (built in), a parquet or CSV file, a folder of split files, or a hub id."""
+    task: Literal["classification", "regression"] = "classification"
+    """What the column `label` holds: the number or name of a class, or a real number."""
     max_train_rows: int | None = Field(default=None, ge=1)
     """Train on a seeded random subset of at most this many rows."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the training rows carved out for validation where the data set brings none."""
 
 
-class FinetuneSpec(_Strict):
-    """How the teacher is trained."""
-
-    epochs: int = Field(default=3, ge=1, le=100)
-    batch_rows: int = Field(default=32, ge=1, le=1024)
-    learning_rate: float = Field(default=1e-4, gt=0, lt=1)
-    head_learning_rate_factor: float = Field(default=10.0, gt=0)
-    """The new head learns this many times faster than the encoder."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup_share: Share = 0.1
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    freeze_embeddings: bool = True
-    """Word, position and type tables stay as they are: they hold half of the parameters and learn little."""
-    freeze_layers: int = Field(default=0, ge=0)
-    """So many layers, counted from the input, stay as they are."""
-
-
-class DistilSpec(_Strict):
-    """How a student with fewer layers is trained to answer as the teacher does."""
-
-    epochs: int = Field(default=3, ge=1, le=200)
-    batch_rows: int = Field(default=32, ge=1, le=1024)
-    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup_share: Share = 0.1
-    temperature: float = Field(default=2.0, gt=0)
-    soft_weight: float = Field(default=1.0, ge=0)
-    """Weight of the divergence from the teacher's softened answers."""
-    hard_weight: float = Field(default=0.2, ge=0)
-    """Weight of the cross entropy with the true labels."""
-    pooled_weight: float = Field(default=1.0, ge=0)
-    """Weight of the distance between the pooled sentence vectors of student and teacher."""
-    freeze_embeddings: bool = True
-
-
-class VariantSpec(_Strict):
+class VariantSpec(Strict):
     """One operating point to compile."""
 
     name: str = Field(pattern=NAME_PATTERN)
-    layers: tuple[int, ...] | None = None
-    """Indices of the teacher's layers that the student starts from; none = all, the teacher itself."""
-    distil: DistilSpec = Field(default_factory=DistilSpec)
+    passes: tuple[Step, ...] = ()
+    """What makes it out of the teacher, in this order (see `compile.steps`). Quantizing comes last by itself."""
     min_relative_accuracy: Share = 0.0
     """Floor: accuracy / the fp32 teacher's accuracy, same texts."""
 
-    @field_validator("layers")
+    _short: bool = PrivateAttr(False)
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _rising(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (not value or list(value) != sorted(set(value)) or value[0] < 0):
-            raise ValueError("give the kept layers as rising indices from 0, at least one")
-        return value
+    def _either_form(cls, value: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        """`layers: [1, 3]` and `distil: {…}` stand for `passes: [{drop_layers: …}, {distil: …}]`."""
+        long = cls._long_form(value)
+        made = build(long)
+        made._short = long is not value
+        return made
+
+    @staticmethod
+    def _long_form(value: Any) -> Any:
+        short = [name for name in ("layers", "distil") if isinstance(value, dict) and name in value]
+        if not short:
+            return value
+        if "passes" in value:
+            raise ValueError(f"give either `passes` or {' and '.join(f'`{name}`' for name in short)}")
+        kept = {name: setting for name, setting in value.items() if name not in short}
+        if value.get("layers") is None:
+            if "distil" in short:
+                raise ValueError("`distil` asks for `layers`: an uncut model has nothing to learn from itself")
+            return kept
+        cut, trained = {"drop_layers": {"layers": value["layers"]}}, {"distil": value.get("distil") or {}}
+        return {**kept, "passes": [cut, trained]}
+
+    def layers_left(self, have: int, field: str) -> int:
+        """How many of the base's `have` layers stay; RecipeError, naming a field of `field`, if there are too few."""
+        for at, step in enumerate(self.passes):
+            if step.drop_layers is None:
+                continue
+            wanted, keep = step.drop_layers.layers, step.drop_layers.keep
+            place, remedy = field if self._short else f"{field}.passes.{at}.drop_layers", "keep layers that there are"
+            if wanted is not None and wanted[-1] >= have:
+                problem = f"layer {wanted[-1]} does not exist, there are layers 0 to {have - 1}"
+                raise RecipeError(f"{place}.layers", problem, remedy)
+            if keep is not None and keep > have:
+                raise RecipeError(f"{place}.keep", f"{keep} of {have} layers cannot be kept", remedy)
+            have = len(wanted) if wanted is not None else keep or have
+        return have
+
+    @property
+    def model_steps(self) -> tuple[Step, ...]:
+        """The steps that make another model; none where the teacher itself is quantized."""
+        return tuple(step for step in self.passes if KINDS[step.name].gives == "model")
+
+    def quantize_spec(self, default: QuantizeSpec) -> QuantizeSpec:
+        """How this variant is quantized: its own settings over the recipe's."""
+        own = self.passes[-1].quantize if self.passes else None
+        return default if own is None else default.model_copy(update=own.model_dump(exclude_unset=True))
 
 
-class ExportSpec(_Strict):
+class ExportSpec(Strict):
     """How the graph is written."""
 
     forms: tuple[GraphForm, ...] = Field(default=("ragged", "torchscript", "mha", "dynamo"), min_length=1)
@@ -100,20 +112,7 @@ class ExportSpec(_Strict):
     opset: int = Field(default=18, ge=17, le=23)
 
 
-class QuantizeSpec(_Strict):
-    """How int8 is reached and what it may cost."""
-
-    min_agreement: Share = 0.99
-    """Share of texts on which int8 must choose the fp32 graph's label, in served batches."""
-    target_agreement: Share = 0.994
-    """Remedies go on until validation texts agree this well, so that unseen texts keep `min_agreement`."""
-    max_fp32_matmuls: int = Field(default=6, ge=0)
-    """At most so many sensitive matrix products stay in fp32."""
-    embeddings: bool = True
-    """Quantize large embedding tables too: a quarter of the size, no saving in time."""
-
-
-class MeasureSpec(_Strict):
+class MeasureSpec(Strict):
     """How variants are measured."""
 
     batch_rows: int = Field(default=16, ge=1, le=256)
@@ -123,13 +122,13 @@ class MeasureSpec(_Strict):
     """Texts (of the test split) whose CPU time is measured."""
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole recipe file."""
 
     family: str = Field(pattern=NAME_PATTERN)
     data: DataSpec
-    base: str = Field(min_length=1)
-    pooling: Literal["mean", "cls"] = "mean"
+    base: BaseSpec
+    pooling: Literal["mean", "cls", "last"] = "mean"
     seed: int = Field(default=7, ge=0)
     threads: int = Field(default=2, ge=1, le=256)
     max_tokens: int = Field(default=128, ge=8, le=4096)
@@ -138,23 +137,13 @@ class Recipe(_Strict):
     export: ExportSpec = Field(default_factory=ExportSpec)
     quantize: QuantizeSpec = Field(default_factory=QuantizeSpec)
     measure: MeasureSpec = Field(default_factory=MeasureSpec)
+    calibrate: CalibrateSpec = Field(default_factory=CalibrateSpec)
     variants: tuple[VariantSpec, ...] = Field(min_length=1)
 
     @field_validator("data", mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        names = [v.name for v in self.variants]
-        if len(set(names)) != len(names):
-            raise ValueError(f"variants: names repeat: {names}")
-        if "fp32" in names:
-            raise ValueError("variants: the name 'fp32' is taken by the reference variant")
-        if self.variants[0].layers is not None:
-            raise ValueError("variants.0.layers: the first variant is full quality and keeps every layer")
-        return self
 
 
 def load_recipe(path: Path, overrides: Mapping[str, str] | None = None, env: Mapping[str, str] = os.environ) -> Recipe:
@@ -187,15 +176,54 @@ def parse_recipe(raw: dict[str, Any], overrides: Mapping[str, str] | None, env: 
         values["data"] = {**values["data"], "source": _expand("data", values["data"]["source"], env)}
     if isinstance(values.get("base"), str):
         values["base"] = _expand("base", values["base"], env)
+    elif isinstance(values.get("base"), dict) and isinstance(values["base"].get("tokenizer"), str):
+        values["base"] = {**values["base"], "tokenizer": _expand("base.tokenizer", values["base"]["tokenizer"], env)}
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "recipe"
-        problem = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            raise RecipeError(field, "no such field", "remove it, or see compile/recipe.py for the fields") from error
-        raise RecipeError(field, problem, "correct this field of the recipe") from error
+        raise _named(error, values) from error
+    _check_variants(recipe, values)
+    return recipe
+
+
+def _named(error: ValidationError, values: Mapping[str, Any]) -> RecipeError:
+    """The first thing that is wrong, by the name it has in the file."""
+    first = error.errors()[0]
+    location = _as_written(first["loc"], values)
+    field = ".".join(str(part) for part in location) or "recipe"
+    if first["type"] != "extra_forbidden":
+        return RecipeError(field, first["msg"].removeprefix("Value error, "), "correct this field of the recipe")
+    if len(location) > 2 and location[-3] == "passes":
+        return RecipeError(field, "no such pass", f"choose among {', '.join(KINDS)}")
+    return RecipeError(field, "no such field", "remove it, or see compile/recipe.py for the fields")
+
+
+def _as_written(location: tuple[int | str, ...], values: Mapping[str, Any]) -> tuple[int | str, ...]:
+    """Where the short form was used: `variants.1.layers`, not the step it stands for."""
+    match location:
+        case ("variants", int(at), "passes", int(), "drop_layers" | "distil" as step, *rest):
+            if "passes" not in values["variants"][at]:
+                return ("variants", at, *((rest or ["layers"]) if step == "drop_layers" else [step, *rest]))
+    return location
+
+
+def _check_variants(recipe: Recipe, values: Mapping[str, Any]) -> None:
+    """Names, and the order of passes: everything that several fields decide together."""
+    names = [variant.name for variant in recipe.variants]
+    for at, variant in enumerate(recipe.variants):
+        if variant.name in names[:at]:
+            raise RecipeError(f"variants.{at}.name", f"'{variant.name}' repeats", "give every variant its own name")
+        if variant.name == REFERENCE:
+            problem = f"'{REFERENCE}' is taken by the reference variant"
+            raise RecipeError(f"variants.{at}.name", problem, "choose another name")
+        steps = [step.name for step in variant.passes]
+        for place, name in enumerate(steps):
+            reason = refusal(name, steps[:place])
+            if reason is None and at == 0 and KINDS[name].cuts:
+                reason = "the first variant is full quality and keeps every layer and unit"
+            if reason is not None:
+                field = _as_written(("variants", at, "passes", place, name), values)
+                raise RecipeError(".".join(map(str, field[:4])), reason, "change the order, or take the pass out")
 
 
 def _expand(field: str, value: str, env: Mapping[str, str]) -> str:

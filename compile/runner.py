@@ -1,7 +1,8 @@
 """Runs passes and keeps what they made: `<work>/cache/<pass>-<key>/`, finished when `done.json` is there.
 
-A folder without `done.json` belongs to a run that was killed; the next run goes on in it. An artifact whose files do
-not match the digests in `done.json` is made anew.
+A folder without `done.json` belongs to a run that was killed; the next run goes on from its checkpoint (`checkpoint*`)
+and throws the rest away, so that what is kept is what an unbroken run keeps. An artifact whose files do not match the
+digests in `done.json`, or that other library versions made, is made anew.
 """
 
 from __future__ import annotations
@@ -11,22 +12,28 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from compile.errors import Busy, GateFailed
+from compile.errors import Busy, GateFailed, Miss
 from compile.passes.base import Artifact, Context, Gate, Inputs, Pass, Spent
+from compile.versions import library_versions
 from energy.meter import Span, measure_process
 from models.store import sha256_file, write_atomic
 
 DONE, SPENT = "done.json", "spent.json"
+CHECKPOINTS = "checkpoint"
+"""Files whose names begin like this outlive a kill; a pass removes its own when it is done."""
 
 
 class Reporter(Protocol):
     """Where the progress of a run goes."""
+
+    def planned(self, works: Sequence[tuple[str, str]], past: Mapping[tuple[str, str], float]) -> None:
+        """The run will do these (label, pass name), and passes took so many seconds before."""
 
     def started(self, label: str, pass_name: str) -> None:
         """A pass begins."""
@@ -37,9 +44,15 @@ class Reporter(Protocol):
     def finished(self, label: str, pass_name: str, seconds: float, cached: bool) -> None:
         """The pass is done, or was found in the cache."""
 
+    def dropped(self, label: str, reason: str) -> None:
+        """A variant met no gate; nothing more is done for it."""
+
 
 class Silent:
     """A reporter that reports nothing."""
+
+    def planned(self, works: Sequence[tuple[str, str]], past: Mapping[tuple[str, str], float]) -> None:
+        """Nothing."""
 
     def started(self, label: str, pass_name: str) -> None:
         """Nothing."""
@@ -48,6 +61,9 @@ class Silent:
         """Nothing."""
 
     def finished(self, label: str, pass_name: str, seconds: float, cached: bool) -> None:
+        """Nothing."""
+
+    def dropped(self, label: str, reason: str) -> None:
         """Nothing."""
 
 
@@ -82,6 +98,11 @@ class Runner:
     context: Context
     reporter: Reporter = field(default_factory=Silent)
 
+    @property
+    def cache(self) -> Path:
+        """The folder of everything that passes made."""
+        return self.work / "cache"
+
     def run(self, label: str, a_pass: Pass, inputs: Inputs, given: Inputs | None = None) -> Artifact:
         """Return the pass's artifact, from the cache or by doing the work.
 
@@ -90,7 +111,7 @@ class Runner:
         """
         key = artifact_key(a_pass, inputs)
         handed = inputs if given is None else given
-        folder = self.work / "cache" / f"{a_pass.name}-{key[:20]}"
+        folder = self.cache / f"{a_pass.name}-{key[:20]}"
         self.reporter.started(label, a_pass.name)
         found = _load(folder)
         if found is not None:
@@ -98,6 +119,7 @@ class Runner:
             return Artifact(a_pass.name, label, key, folder, found["meta"], Spent(**found["spent"]))
         began = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
         before = _spent_before(folder)
         with measure_process() as span:
             clock = _Clock(span)
@@ -105,15 +127,17 @@ class Runner:
             self.context.note_spent = lambda: _write_spent(folder, before + clock.so_far())
             a_pass.requires(handed, self.context)
             meta = a_pass.call(handed, folder, self.context)
+            self.reporter.moved(1.0, "checking")
             gates = a_pass.ensures(handed, folder, meta, self.context)
         spent = before + Spent(span.cpu_seconds, span.dynamic_joules)
-        misses = [gate.describe() for gate in gates if not gate.holds]
+        misses = [Miss(gate.describe(), gate.measured, gate.limit, gate.field) for gate in gates if not gate.holds]
         if misses:
             shutil.rmtree(folder)
             raise GateFailed(a_pass.name, label, misses)
         meta = {**meta, "gates": [_plain(gate) for gate in gates]}
-        _finish(folder, meta, spent)
-        self.reporter.finished(label, a_pass.name, time.monotonic() - began, False)
+        seconds = time.monotonic() - began
+        _finish(folder, label, meta, spent, seconds)
+        self.reporter.finished(label, a_pass.name, seconds, False)
         return Artifact(a_pass.name, label, key, folder, meta, spent)
 
 
@@ -134,7 +158,8 @@ class _Clock:
 def _load(folder: Path) -> dict[str, Any] | None:
     try:
         done: dict[str, Any] = json.loads((folder / DONE).read_text(encoding="utf-8"))
-        if all(sha256_file(folder / name) == digest for name, digest in done["files"].items()):
+        fresh = done.get("libraries", library_versions()) == library_versions()
+        if fresh and all(sha256_file(folder / name) == digest for name, digest in done["files"].items()):
             return done
     except (OSError, ValueError, KeyError):
         pass
@@ -143,9 +168,21 @@ def _load(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _finish(folder: Path, meta: Mapping[str, Any], spent: Spent) -> None:
+def _clear(folder: Path) -> None:
+    """Leave only what a killed attempt of the pass can go on from."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != SPENT and not path.name.startswith(CHECKPOINTS):
+            path.unlink()
+
+
+def _finish(folder: Path, label: str, meta: Mapping[str, Any], spent: Spent, seconds: float) -> None:
     kept = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (DONE, SPENT))
     described = {
+        "label": label,
+        "seconds": seconds,
+        "libraries": library_versions(),
         "meta": meta,
         "spent": {"cpu_seconds": spent.cpu_seconds, "joules": spent.joules},
         "files": {str(p.relative_to(folder)): sha256_file(p) for p in kept},

@@ -21,7 +21,7 @@ _WAITING_BATCHES = 3
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token numbers of every row; `types` is None unless rows are pairs."""
+    """Token numbers of every row; `types` is None unless rows are pairs and the model tells their sides apart."""
 
     ids: tuple[tuple[int, ...], ...]
     types: tuple[tuple[int, ...], ...] | None = None
@@ -45,17 +45,18 @@ def load_tokenizer(path: Path, max_tokens: int | None = None) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, split: Split) -> Encoded:
-    """Tokenize every row of a split."""
+def encode(tokenizer: Tokenizer, split: Split, token_types: bool = True) -> Encoded:
+    """Tokenize every row of a split, a pair joined as the tokenizer's template says; `token_types`: keep the sides."""
     if split.texts_b is None:
         return Encoded(tuple(tuple(e.ids) for e in tokenizer.encode_batch(list(split.texts))))
     encodings = tokenizer.encode_batch(list(zip(split.texts, split.texts_b, strict=True)))
-    return Encoded(tuple(tuple(e.ids) for e in encodings), tuple(tuple(e.type_ids) for e in encodings))
+    types = tuple(tuple(e.type_ids) for e in encodings) if token_types else None
+    return Encoded(tuple(tuple(e.ids) for e in encodings), types)
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
-    """Number of the padding token; 0 where the vocabulary names none."""
-    for token in ("[PAD]", "<pad>"):
+    """Number of the padding token; where the vocabulary names none, of the one that ends texts, or else 0."""
+    for token in ("[PAD]", "<pad>", "<|endoftext|>", "</s>"):
         found = tokenizer.token_to_id(token)
         if found is not None:
             return int(found)

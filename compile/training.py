@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
+from compile.data.dataset import Labels
+from compile.passes.base import Context, Gate
 from compile.text import Encoded, feed
 
 _BUCKET_BATCHES = 16
@@ -36,6 +41,30 @@ class Schedule:
     weight_decay: float
     warmup_share: float
     seed: int
+
+
+def label_loss(logits: Tensor, truth: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of logits [rows, labels] with classes, or mean squared error [rows, 1] where truth is real."""
+    if truth.is_floating_point():
+        return functional.mse_loss(logits[:, 0], truth)
+    return functional.cross_entropy(logits, truth, label_smoothing=smoothing)
+
+
+def quality(logits: NDArray[np.float32], labels: Labels) -> dict[str, float]:
+    """`validation_accuracy` of logits [rows, labels], or `validation_r2` (1 - MSE / variance) of real labels."""
+    if labels.dtype.kind != "f":
+        return {"validation_accuracy": float((logits.argmax(-1) == labels).mean())}
+    error = np.square(logits[:, 0].astype(np.float64) - labels).mean()
+    return {"validation_r2": float(1 - error / max(float(labels.astype(np.float64).var()), 1e-12))}
+
+
+def better_than_constant(meta: Mapping[str, Any], context: Context) -> Gate:
+    """The gate of every trained model: `quality` beats the best constant answer."""
+    labels = context.dataset.validation.labels
+    if labels.dtype.kind == "f":
+        return Gate("validation R2", meta["validation_r2"], 0.0, detail="0 is always answering the mean")
+    commonest = float(np.bincount(labels).max()) / len(labels)
+    return Gate("validation accuracy", meta["validation_accuracy"], commonest, detail="commonest label's share")
 
 
 def to_tensors(encoded: Encoded, rows: Sequence[int], pad: int) -> dict[str, Tensor]:
@@ -118,12 +147,20 @@ def _optimizer(model: nn.Module, head: nn.Module, schedule: Schedule) -> torch.o
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    partial = path.with_suffix(".part")
-    torch.save({"model": trained, "optimizer": optimizer.state_dict(), "losses": losses}, partial)
+    partial = _partial(path)
+    with partial.open("wb") as stream:
+        torch.save({"model": trained, "optimizer": optimizer.state_dict(), "losses": losses}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(partial, path)
 
 
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".part")
+
+
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    _partial(path).unlink(missing_ok=True)
     if not path.is_file():
         return []
     state = torch.load(path, weights_only=True)

@@ -45,6 +45,7 @@ def settings_of(store: Path, seconds: float) -> dict[str, object]:
         "grid.replay_path": GRID_DAY,
         "grid.replay_speed": DAY_SECONDS / seconds,
         "grid.zone": "DEMO",
+        "shaping.policy": "threshold",
         "shaping.poll_period_s": POLL_SECONDS,
         "shaping.min_dwell_s": DWELL_SECONDS,
         "server.log_level": "info",

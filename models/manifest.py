@@ -7,7 +7,7 @@ inputs `input_ids`, `attention_mask` and, where `Manifest.inputs` names it, `tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -54,6 +54,14 @@ class LatencyCell(_Frozen):
     cpu_ms_per_text: float = Field(gt=0)
 
 
+class Estimate(_Frozen):
+    """A measured value between the bounds of its 95 % bootstrap interval over the test rows."""
+
+    value: float
+    lower: float
+    upper: float
+
+
 class Evidence(_Frozen):
     """What was measured of one variant; every figure repeatable from the recipe. Unmeasured is None, never 0."""
 
@@ -62,6 +70,11 @@ class Evidence(_Frozen):
     relative_accuracy: float = Field(ge=0, description="accuracy / the fp32 teacher's accuracy, same texts")
     test_rows: int = Field(ge=1)
     agreement_with_fp32: float | None = Field(default=None, ge=0, le=1)
+    matthews: Estimate | None = Field(default=None, description="Matthews correlation, -1 to 1")
+    f1_macro: Estimate | None = Field(default=None, description="mean over the labels of F1, 0 to 1")
+    pearson: Estimate | None = Field(default=None, description="regression only, as spearman and rmse")
+    spearman: Estimate | None = None
+    rmse: Estimate | None = Field(default=None, description="root of the mean squared error, in the label's unit")
     parameters: int = Field(ge=1)
     macs_per_text: int | None = Field(default=None, ge=1, description="at the set's mean length")
     size_bytes: int = Field(ge=1)
@@ -73,6 +86,11 @@ class Evidence(_Frozen):
     compile_cpu_seconds: float | None = Field(default=None, ge=0)
     compile_joules: float | None = Field(default=None, ge=0)
     break_even_requests: int | None = Field(default=None, ge=0)
+
+    @property
+    def macs_per_parameter(self) -> float | None:
+        """Multiply-accumulates of a text of the set's mean length / parameters; None where MACs were not counted."""
+        return None if self.macs_per_text is None else self.macs_per_text / self.parameters
 
 
 class Variant(_Frozen):
@@ -90,14 +108,32 @@ class Variant(_Frozen):
     notes: dict[str, Any] = Field(default_factory=dict)
 
 
+class Cascade(_Frozen):
+    """A cheap variant asked before the point's own one, which then answers only what the cheap one is unsure of.
+
+    `softmax(logits of first / temperature)` is its calibrated confidence; temperature and threshold were chosen on
+    the validation split.
+    """
+
+    first: str
+    temperature: float = Field(gt=0)
+    threshold: float = Field(ge=0, le=1, description="a text escalates when its largest probability is below this")
+    escalated_share: float = Field(ge=0, le=1, description="of the held-out split")
+
+
 class OperatingPoint(_Frozen):
-    """A way to answer. Position 0 of `Manifest.points` is full quality; each next one is cheaper."""
+    """A way to answer. Position 0 of `Manifest.points` is full quality; each next one is cheaper.
+
+    `variant` answers; where there is a `cascade`, it answers the texts that escalate.
+    """
 
     name: str = Field(pattern=NAME_PATTERN)
     variant: str
+    cascade: Cascade | None = None
     accuracy: float = Field(ge=0, le=1)
     accuracy_lower: float = Field(ge=0, le=1)
     relative_accuracy: float = Field(ge=0)
+    relative_accuracy_lower: float | None = Field(default=None, ge=0, description="paired bootstrap, one-sided 95 %")
     cpu_seconds_per_1k: float = Field(gt=0)
     joules_per_1k: float | None = Field(default=None, gt=0)
 
@@ -142,10 +178,7 @@ class Manifest(_Frozen):
             raise ValueError(f"inputs: must be input_ids, attention_mask and at most token_type_ids, not {self.inputs}")
         by_name = {variant.name: variant for variant in self.variants}
         for point in self.points:
-            if point.variant not in by_name:
-                raise ValueError(f"points.{point.name}: variant '{point.variant}' is not in {list(by_name)}")
-            if by_name[point.variant].reference:
-                raise ValueError(f"points.{point.name}: variant '{point.variant}' is for reference only")
+            _check_point(point, by_name)
         costs = [point.cpu_seconds_per_1k for point in self.points]
         if costs != sorted(costs, reverse=True):
             raise ValueError("points: must run from full quality to cheapest (falling cpu_seconds_per_1k)")
@@ -166,3 +199,17 @@ class Manifest(_Frozen):
 def _refuse_repeats(field: str, names: Sequence[str]) -> None:
     if len(set(names)) != len(names):
         raise ValueError(f"{field}: names repeat: {list(names)}")
+
+
+def _check_point(point: OperatingPoint, by_name: Mapping[str, Variant]) -> None:
+    cascade = point.cascade
+    for asked in (point.variant,) if cascade is None else (point.variant, cascade.first):
+        if asked not in by_name:
+            raise ValueError(f"points.{point.name}: variant '{asked}' is not in {list(by_name)}")
+        if by_name[asked].reference:
+            raise ValueError(f"points.{point.name}: variant '{asked}' is for reference only")
+    if cascade is None:
+        return
+    first, second = (by_name[name].evidence.cpu_seconds_per_1k for name in (cascade.first, point.variant))
+    if first >= second:  # also when both are the same variant
+        raise ValueError(f"points.{point.name}: cascade.first '{cascade.first}' must be cheaper than '{point.variant}'")

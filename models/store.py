@@ -8,11 +8,14 @@ the manifest contradicts its own folder's name, and the manifest's digests cover
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from pydantic import ValidationError
 from models.manifest import FileRef, Manifest
 
 _VERSION = re.compile(r"^(\d{4,})-([0-9a-f]{12})$")
+_UNFINISHED = (".publishing-", ".pruned-")
+_WAIT_SECONDS = 60.0
 
 
 class StoreError(Exception):
@@ -75,6 +80,25 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a family's folder against other writers; a process that dies lets go. StoreError after a minute."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    deadline = time.monotonic() + _WAIT_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreError(f"{folder}: another process has been writing for a minute; try later") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(handle)
 
 
 class Store:
@@ -156,12 +180,28 @@ class Store:
         """Copy the manifest's files out of folder `files` into a new version and make it current.
 
         The version appears whole or not at all: it is built beside its place and renamed. What is published already
-        and sound is not copied again. Raises Corrupt if a file does not match the manifest's digest.
+        and sound is not copied again. Raises Corrupt if a file does not match the manifest's digest; a failure leaves
+        the store as it was.
         """
+        folder = self.root / manifest.family
+        missing = [path for path in (folder, self.root) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with _one_at_a_time(folder):
+                return self._publish(manifest, files, folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                for path in missing:
+                    path.rmdir()
+            raise
+
+    def _publish(self, manifest: Manifest, files: Path, folder: Path) -> Version:
+        for left in folder.iterdir():
+            # Nobody else is at it, so a killed process left this.
+            if left.name.startswith(_UNFINISHED):
+                shutil.rmtree(left)
         raw = manifest.model_dump_json(indent=1).encode()
         digest = hashlib.sha256(raw).hexdigest()[:12]
-        folder = self.root / manifest.family
-        folder.mkdir(parents=True, exist_ok=True)
         for existing in self.versions(manifest.family):
             if existing.endswith(digest):
                 with contextlib.suppress(Corrupt):
@@ -194,13 +234,17 @@ class Store:
 
     def prune(self, family: str, keep: int = 3) -> list[str]:
         """Delete all but the newest `keep` versions and the current one; returns what went."""
-        names = self.versions(family)
-        gone = [n for n in names[: max(0, len(names) - keep)] if n != self.current(family)]
-        for name in gone:
-            # Out of sight first: a version that is deleted halfway must not look like a corrupt one.
-            hidden = self.root / family / f".pruned-{name}"
-            (self.root / family / name).rename(hidden)
-            shutil.rmtree(hidden)
+        if len(self.versions(family)) <= keep:
+            return []
+        with _one_at_a_time(self.root / family):
+            # Looked at within the lock: while this waited for it, another version may have been put in force.
+            names, current = self.versions(family), self.current(family)
+            gone = [n for n in names[: max(0, len(names) - keep)] if n != current]
+            for name in gone:
+                # Out of sight first: a version that is deleted halfway must not look like a corrupt one.
+                hidden = self.root / family / f".pruned-{name}"
+                (self.root / family / name).rename(hidden)
+                shutil.rmtree(hidden)
         return gone
 
     @staticmethod

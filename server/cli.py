@@ -14,6 +14,7 @@ from models.store import Store, StoreError
 from server.addresses import joined
 from server.config import LoadedSettings, SettingsError, load
 from server.logs import set_up_logging
+from server.replay.errors import ReplayError
 from server.start_error import StartError
 
 app = typer.Typer(
@@ -115,6 +116,52 @@ def conserve(
     raise typer.Exit(print_conservation(console, f"http://{joined(server.host, server.metrics_port)}", since))
 
 
+@app.command()
+def replay(
+    grid: Annotated[Path, typer.Option(help="CSV (or .csv.gz) of UTC times and gCO2e/kWh.")],
+    load: Annotated[str, typer.Option(help="flat, diurnal, or a CSV of times and requests.")] = "flat",
+    rate: Annotated[float, typer.Option(min=0, help="Mean requests a second of flat and diurnal load.")] = 1.0,
+    family: Annotated[str | None, typer.Option(help="Family whose operating points are replayed.")] = None,
+    small_share: Annotated[
+        float | None, typer.Option(help="Instead of a family: a cheaper point at this share of the joules.")
+    ] = None,
+    policy: Annotated[list[str], typer.Option(help="Policy to replay; repeatable.")] = [],  # noqa: B006
+    sweep: Annotated[bool, typer.Option("--sweep", help="Draw the frontier over the thresholds.")] = False,
+    want: Annotated[float, typer.Option(min=0, max=1, help="Share at full quality that --sweep looks for.")] = 0.5,
+    utc_offset: Annotated[float, typer.Option(help="Local time's offset in hours, for diurnal load.")] = 0.0,
+    stale_hours: Annotated[float, typer.Option(min=0, help="Readings come so late.")] = 0.0,
+    outage_hours: Annotated[float, typer.Option(min=0, help="Once a week the feed is dead for so long.")] = 0.0,
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a plot (needs matplotlib).")] = None,
+    config: ConfigOption = None,
+    assign: SetOption = [],  # noqa: B006
+) -> None:
+    """What would these settings have done? Recorded grid and load through the policies that serve."""
+    from server.replay import command, report
+    from server.replay.simulate import Faults
+
+    named = [] if family is None else [f"model.family={family}"]
+    settings = _settings(config, [*assign, *named]).settings
+    shaping = settings.shaping
+    points = command.family_points(settings.model) if small_share is None else command.made_up_points(small_share)
+    course, figures, frontier = command.run(
+        grid=grid,
+        load=load,
+        rate=rate,
+        points=points,
+        settings=[command.changed(shaping, policy=name) for name in policy] or [shaping],
+        faults=Faults(stale_hours * 3600, outage_hours * 3600),
+        utc_offset_h=utc_offset,
+        sweeping=sweep,
+        out=out,
+        plot=plot,
+    )
+    console.print(report.table(figures, f"{course.zone}, {course.days:.0f} days from {course.start:%Y-%m-%d}"))
+    if frontier:
+        console.print(report.table([one for _, one in frontier], "frontier"))
+        console.print(command.settings_for(frontier, want), highlight=False, soft_wrap=True)
+
+
 @models_app.command("list")
 def list_models(config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
     """Families and versions in the store."""
@@ -148,7 +195,7 @@ def main() -> None:
         for problem in error.problems:
             errors.print(f"error: {problem}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except (StoreError, StartError) as error:
+    except (StoreError, StartError, ReplayError) as error:
         errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
 
 from models.store import Store, StoreError, Version
 from server.config_problems import SettingsError
+from server.node.figures import ask_node
 from server.orders import Orders
 from server.settings import Settings
 from server.shaping.controller import ShapingController
@@ -57,7 +59,13 @@ class Conductor:
         self._check(tunables)
         self.orders = Orders(tunables, DialState.initial(points, tunables.shaping), version.name)
         self._controller = ShapingController(
-            make_ladder(settings), points, tunables.shaping, settings.server.run_dir / "grid.json", self._push_dial
+            make_ladder(settings),
+            points,
+            tunables.shaping,
+            settings.server.run_dir / "grid.json",
+            self._push_dial,
+            ask=partial(ask_node, settings.server.host, settings.server.metrics_port),
+            state_file=settings.policy_state_path,
         )
         self._watcher = TuningWatcher(settings.tuning_path, tunables, self._check)
 

@@ -47,12 +47,12 @@ class LoadedSettings:
 
     def effective(self) -> list[EffectiveValue]:
         """Every setting in force, in the order of the sections."""
-        dumped = self.settings.model_dump(mode="json")
+        dumped, usual = self.settings.model_dump(mode="json"), Settings().model_dump(mode="json")
         return [
             EffectiveValue(
                 key,
                 _show(_at(dumped, key)),
-                self.origins.get(key, "default"),
+                self.origins.get(key, "default" if _at(dumped, key) == _at(usual, key) else "implied by others"),
                 " ".join((field.description or "").split()),
             )
             for key, field in leaves(Settings)

@@ -81,7 +81,7 @@ class Replica:
             log.error("version_refused", version=orders.version, kept=version.name, why=message)
         family = await asyncio.to_thread(load_family, version)
         dial = orders.dial
-        if not family.has(dial.point_by_class.values()):
+        if not family.has(dial.points()):
             dial = DialState.initial(family.points, orders.tunables.shaping)
         self._orders = orders
         self.engine = Engine(
@@ -125,7 +125,7 @@ class Replica:
                 self._refused_version = None
             elif orders.version != self._refused_version:
                 family = await self._load_or_keep(orders.version, family)
-            if family.version != orders.version and not family.has(dial.point_by_class.values()):
+            if family.version != orders.version and not family.has(dial.points()):
                 dial = engine.dial  # made for the points of the version that was refused
             engine.reconfigure(self._limits(orders.tunables), dial, family)
             self._orders = orders

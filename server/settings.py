@@ -16,8 +16,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 ENV_PREFIX = "JOULESERVE_"
 MIB = 1024 * 1024
 
+THRESHOLDS = frozenset({"dirty_above_grams_per_kwh", "clean_below_grams_per_kwh"})
+"""Fields of `ShapingSettings` that choose the `threshold` policy, if none is chosen beside them."""
+
 PolicyName = Annotated[
-    Literal["off", "pin", "threshold"],
+    Literal["off", "pin", "threshold", "percentile", "budget"],
     # YAML 1.1 reads a bare `off` as false; whoever writes `policy: off` means the policy.
     BeforeValidator(lambda value: "off" if value is False else value),
 ]
@@ -181,9 +184,31 @@ class Floors(Section):
 class ShapingSettings(Section):
     """When standard requests move to a cheaper operating point. All of it can change while it runs."""
 
-    policy: PolicyName = "threshold"
-    """`off`: full quality. `pin`: always `pin_point`. `threshold`: the cheaper point while the grid is
-    dirty."""
+    policy: PolicyName = "percentile"
+    """`off`: full quality. `pin`: always `pin_point`. `threshold`: the cheaper point while the grid is dirtier than
+    `dirty_above_grams_per_kwh`. `percentile`: in the dirtiest hours, so that `full_share` of the answers stays at full
+    quality. `budget`: as much as keeps within `budget_amount`. `jouleserve replay` shows what each would have done.
+    Setting a threshold without a policy chooses `threshold`; `percentile` goes by the thresholds on a static grid."""
+    full_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of standard answers that `percentile` leaves at full quality in the long run. Lower saves more carbon."""
+    quality_debt_days: float = Field(default=75, ge=7, le=366)
+    """Days in which `percentile` takes back answers at full quality beyond `full_share`, or gives those owed; until New
+    Year where that is farther. Longer saves more carbon and keeps the share less exactly."""
+    max_switches_per_day: float = Field(default=1.5, gt=0, le=48)
+    """How often `percentile` may turn the dial, in the mean of a fortnight. Where the sun sets the grid's daily course
+    two switches a day save the most."""
+    rank_band: float = Field(default=0.02, ge=0, le=0.4)
+    """Half the width of `percentile`'s band, in shares of the past's hours, in which nothing moves. It widens by itself
+    where the dial turns too often."""
+    swing_s: float = Field(default=900, ge=0, le=86_400)
+    """Seconds in which `percentile` and `budget` move the dial from end to end, text by text (a request goes by its
+    first). Longer spreads the change, shorter follows the grid more closely."""
+    budget_amount: float | None = Field(default=None, gt=0)
+    """What `budget` may spend in a period, in `budget_unit`, by the server's own meter."""
+    budget_unit: Literal["grams", "kwh"] = "grams"
+    """`grams` of CO2e follow the grid, `kwh` do not."""
+    budget_period: Literal["day", "month"] = "day"
+    """Period of the budget, UTC. A month leaves room for dirty days, a day is kept every day."""
     pin_point: str | None = None
     """Operating point for `pin`. Standard requests use it where it meets their floor."""
     dirty_above_grams_per_kwh: float = Field(default=350, gt=0, le=5000)
@@ -201,6 +226,13 @@ class ShapingSettings(Section):
     floors: Floors = Floors()
     """Accuracy floors by class."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _thresholds_mean_their_policy(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "policy" not in given and THRESHOLDS & given.keys():
+            return {**given, "policy": "threshold"}
+        return given
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.clean_below_grams_per_kwh >= self.dirty_above_grams_per_kwh:
@@ -210,6 +242,8 @@ class ShapingSettings(Section):
             )
         if self.policy == "pin" and self.pin_point is None:
             raise ValueError("pin_point: missing although policy is 'pin'; name an operating point")
+        if self.policy == "budget" and self.budget_amount is None:
+            raise ValueError("budget_amount: missing although policy is 'budget'; give grams or kWh a period")
         return self
 
 
@@ -319,6 +353,11 @@ class Settings(BaseSettings):
     def grid_cache_path(self) -> Path:
         """File of the last grid readings."""
         return self.grid.cache_path or self.server.run_dir / "grid-cache.json"
+
+    @property
+    def policy_state_path(self) -> Path | None:
+        """File of what the policy learned of the grid; None where the grid is a recording, whose times are not now."""
+        return None if self.grid.provider == "replay" else self.server.run_dir / "policy.json"
 
     @property
     def orders_path(self) -> Path:

@@ -1,9 +1,10 @@
 """OpenTelemetry spans of requests, made from the times that the engine measures anyway.
 
 A request is a span `predict`, child of the request's W3C `traceparent` if that is valid (otherwise a new trace begins,
-as the specification has it), with a child each for `tokenize`, `queue` and `infer`. The reply says which span it was in
-`traceresponse`, in the form of `traceparent`: no request is sent on from here, so there is nobody else to tell.
-Whether a trace is recorded is decided by the flag of `traceparent`, or by the standard variable OTEL_TRACES_SAMPLER.
+as the specification has it), with a child each for `tokenize`, `queue` and `infer`, and one for `escalate`, waiting
+included, where a cascade asked its second variant. The reply says which span it was in `traceresponse`, in the form of
+`traceparent`: no request is sent on from here, so there is nobody else to tell. Whether a trace is
+recorded is decided by the flag of `traceparent`, or by the standard variable OTEL_TRACES_SAMPLER.
 
 OpenTelemetry is imported when a tracer is opened, and not before.
 """
@@ -114,6 +115,7 @@ class RequestTrace:
                 "jouleserve.variant": first.variant,
                 "jouleserve.reason": first.reason,
                 "jouleserve.cache.hits": sum(answer.cache == "hit" for answer in answers),
+                "jouleserve.escalations": sum(answer.escalate_ns > 0 for answer in answers),
                 "jouleserve.cpu_ns": sum(answer.cpu_ns for answer in answers),
             }
         )
@@ -123,7 +125,8 @@ class RequestTrace:
 
         An equal text that was in flight already had begun before this request; that part is left out.
         """
-        ends = [answer.ended_ns + self._offset_ns for answer in answers]
+        escalated = [answer for answer in answers if answer.escalate_ns]
+        ends = [answer.ended_ns - answer.escalate_ns + self._offset_ns for answer in answers]
         infers = [end - answer.infer_ns for end, answer in zip(ends, answers, strict=True)]
         queues = [begun - answer.queue_ns for begun, answer in zip(infers, answers, strict=True)]
         tokenizes = [queued - answer.tokenize_ns for queued, answer in zip(queues, answers, strict=True)]
@@ -131,6 +134,11 @@ class RequestTrace:
         for name, starts, stops in phases:
             start = max(self._start_ns, min(starts))
             self._tracer.child(self._span, name, start, max(start, *stops), len(answers))
+        if escalated:
+            stops = [answer.ended_ns + self._offset_ns for answer in escalated]
+            starts = [stop - answer.escalate_ns for stop, answer in zip(stops, escalated, strict=True)]
+            start = max(self._start_ns, min(starts))
+            self._tracer.child(self._span, "escalate", start, max(start, *stops), len(escalated))
 
     def _header(self) -> tuple[bytes, bytes]:
         context = self._span.get_span_context()

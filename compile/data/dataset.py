@@ -1,21 +1,24 @@
-"""A labelled text set in memory: texts (or pairs), label numbers, label names, three splits, a digest."""
+"""A labelled text set in memory: texts or pairs, classes or real numbers, three splits, a digest."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
+
+Labels = NDArray[Any]
+"""int64 classes, or float32 where the task is regression."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split. `texts_b` is None unless the task is about pairs; `labels` is int64, shape [rows]."""
+    """Rows of one split. `texts_b` is None unless the task is about pairs; `labels` has shape [rows]."""
 
     texts: tuple[str, ...]
-    labels: NDArray[np.int64]
+    labels: Labels
     texts_b: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
@@ -29,7 +32,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits with the same labels; `notes` say how they came about."""
+    """Three splits with the same labels; `notes` say how they came about. Regression has one label, the score."""
 
     name: str
     labels: tuple[str, ...]
@@ -42,6 +45,11 @@ class Dataset:
     def pair(self) -> bool:
         """Whether a row is two texts."""
         return self.train.texts_b is not None
+
+    @property
+    def regression(self) -> bool:
+        """Whether labels are real numbers."""
+        return self.train.labels.dtype.kind == "f"
 
     def digest(self) -> str:
         """SHA-256 over labels and rows of all splits, in order; where the data came from does not count."""

@@ -7,13 +7,12 @@ import importlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compile.data.dataset import Dataset, Split, carve, subset
+from compile.data.dataset import Dataset, Labels, Split, carve, subset
 from compile.data.support_intents import SupportSettings, generate, intents
 from compile.errors import DataError
 from compile.recipe import DataSpec
@@ -21,6 +20,9 @@ from compile.recipe import DataSpec
 BUILTIN = "support-intents"
 SPLITS = ("train", "validation", "test")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+SCORE = "score"
+"""The one label of a regression task."""
+_WHOLE, _REAL = re.compile(r"-?\d+"), re.compile(r"-?\d+(\.\d+)?")
 _COLUMNS = "give columns 'text', optionally 'text_b', and 'label'"
 
 
@@ -31,6 +33,8 @@ def load_dataset(spec: DataSpec, seed: int) -> Dataset:
     is carved out of train), or a carved share of a single file. Raises DataError.
     """
     if spec.source == BUILTIN:
+        if spec.task == "regression":
+            raise DataError("data.task", f"the labels of {BUILTIN} are classes", "leave task out")
         dataset = builtin(seed)
     else:
         path = Path(spec.source)
@@ -79,8 +83,8 @@ def _read(path: Path) -> Rows:
     try:
         if path.suffix.lower() == ".csv":
             with path.open(newline="", encoding="utf-8") as handle:
-                rows = list(csv.DictReader(handle))
-            columns = rows[0].keys() if rows else ()
+                reader = csv.DictReader(handle)
+                columns, rows = reader.fieldnames or (), list(reader)
             return {name: [row[name] for row in rows] for name in columns}
         parquet = importlib.import_module("pyarrow.parquet")
         table = parquet.read_table(path)
@@ -122,9 +126,15 @@ def _hub(source: str) -> tuple[dict[str, Rows], list[str] | None]:
 
 def _complete(spec: DataSpec, loaded: tuple[dict[str, Rows], list[str] | None], seed: int) -> Dataset:
     tables, names = loaded
-    values = [value for rows in tables.values() for value in _column(rows, "label")]
-    numbers, labels = _numbering(values, names)
-    splits = {name: _split(rows, numbers) for name, rows in tables.items()}
+    if spec.task == "regression":
+        labels: tuple[str, ...] = (SCORE,)
+        splits = {name: _split(name, rows, _scores(name, rows)) for name, rows in tables.items()}
+    else:
+        numbers, labels = _numbering([value for rows in tables.values() for value in _column(rows, "label")], names)
+        splits = {
+            name: _split(name, rows, np.array([numbers[v] for v in _column(rows, "label")], dtype=np.int64))
+            for name, rows in tables.items()
+        }
     notes = [f"{name}: {len(split)} rows as given" for name, split in splits.items()]
     if "all" in splits:
         rest, splits["test"] = carve(splits.pop("all"), spec.validation_share, seed + 1)
@@ -149,14 +159,19 @@ def _column(rows: Rows, name: str) -> list[Any]:
     return rows[name]
 
 
-def _numbering(values: Iterable[Any], names: list[str] | None) -> tuple[dict[Any, int], tuple[str, ...]]:
+def _numbering(values: list[Any], names: list[str] | None) -> tuple[dict[Any, int], tuple[str, ...]]:
     """Map label values to numbers: whole numbers stand for themselves, words are sorted."""
     distinct = set(values)
     if None in distinct or "" in distinct:
         raise DataError("data.label", "some labels are empty", "remove those rows or label them")
-    if all(isinstance(v, int) or (isinstance(v, str) and re.fullmatch(r"\d+", v)) for v in distinct):
+    if all(isinstance(v, int) or (isinstance(v, str) and _WHOLE.fullmatch(v)) for v in distinct):
         count = len(names) if names else max((int(v) for v in distinct), default=-1) + 1
+        if not names and count > len(values):
+            problem = f"label {count - 1} of only {len(values)} rows"
+            raise DataError("data.label", problem, "number labels from 0, without gaps")
         return {v: int(v) for v in distinct}, tuple(names or [str(i) for i in range(count)])
+    if all(isinstance(v, int | float) or _REAL.fullmatch(str(v)) for v in distinct):
+        raise DataError("data.label", "labels are real numbers", "set data.task to regression, or number the classes")
     words = names or sorted(str(v) for v in distinct)
     unknown = sorted(str(v) for v in distinct if str(v) not in words)
     if unknown:
@@ -164,10 +179,31 @@ def _numbering(values: Iterable[Any], names: list[str] | None) -> tuple[dict[Any
     return {v: words.index(str(v)) for v in distinct}, tuple(words)
 
 
-def _split(rows: Rows, numbers: dict[Any, int]) -> Split:
-    texts = tuple(str(t) for t in _column(rows, "text"))
-    second = tuple(str(t) for t in rows["text_b"]) if "text_b" in rows else None
-    return Split(texts, np.array([numbers[v] for v in _column(rows, "label")], dtype=np.int64), second)
+def _scores(name: str, rows: Rows) -> Labels:
+    values = _column(rows, "label")
+    try:
+        made = np.array([float(value) for value in values], dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            "data.label", f"'{name}' has labels that are no numbers ({error})", "correct the rows"
+        ) from error
+    if not np.isfinite(made).all():
+        raise DataError("data.label", f"'{name}' has labels that are not finite", "remove those rows")
+    return made
+
+
+def _split(name: str, rows: Rows, labels: Labels) -> Split:
+    texts = _texts(name, rows, "text")
+    return Split(texts, labels, _texts(name, rows, "text_b") if "text_b" in rows else None)
+
+
+def _texts(name: str, rows: Rows, column: str) -> tuple[str, ...]:
+    texts = _column(rows, column)
+    empty = [at for at, text in enumerate(texts) if text is None or not str(text).strip()]
+    if empty:
+        problem = f"{len(empty)} texts of '{name}' have zero length, the first in row {empty[0] + 1}"
+        raise DataError(f"data.{column}", problem, "remove those rows")
+    return tuple(str(text) for text in texts)
 
 
 def _check(dataset: Dataset) -> None:
@@ -175,10 +211,19 @@ def _check(dataset: Dataset) -> None:
         split: Split = getattr(dataset, name)
         if len(split) == 0:
             raise DataError(f"data.{name}", "has no rows", "give more rows")
-        if split.labels.min() < 0 or split.labels.max() >= len(dataset.labels):
-            problem = f"label {int(split.labels.max())} in '{name}', but there are {len(dataset.labels)} labels"
-            raise DataError("data.label", problem, "number labels from 0 and name each in labels.json")
+        if not dataset.regression:
+            _check_range(name, split, len(dataset.labels))
         if (split.texts_b is None) != (dataset.train.texts_b is None):
             raise DataError("data.text_b", f"split '{name}' differs from train", "give text_b in all files or none")
     if len(set(dataset.train.labels.tolist())) < 2:
         raise DataError("data.label", "training rows have fewer than two labels", "give rows of each label")
+
+
+def _check_range(name: str, split: Split, count: int) -> None:
+    least, most = int(split.labels.min()), int(split.labels.max())
+    if least < 0:
+        remedy = "number labels from 0; a split without labels must be left out"
+        raise DataError("data.label", f"label {least} in '{name}' is out of range", remedy)
+    if most >= count:
+        problem = f"label {most} in '{name}' is out of range, there are {count} labels"
+        raise DataError("data.label", problem, "number labels from 0 and name each in labels.json")

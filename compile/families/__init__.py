@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from compile.errors import BaseError
 from compile.families.bert import BERT
+from compile.families.distilbert import DISTILBERT
+from compile.families.gpt2 import GPT2
+from compile.families.opt import OPT
+from compile.families.roberta import ROBERTA
+from compile.families.t5 import T5
 from compile.families.table import Family
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT,)}
+FAMILIES: dict[str, Family] = {one.model_type: one for one in (BERT, DISTILBERT, ROBERTA, GPT2, OPT, T5)}
 
 
 def family_of(model_type: str) -> Family:

@@ -19,37 +19,54 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
+from transformers.pytorch_utils import Conv1D
 
+from compile.graph.attention import MASKED, causal_bias, padding_bias, softmax_attention
 from compile.graph.ragged import RAGGED, RaggedServed
 from compile.model import Classifier
 
 _PLAIN, _MHA = "jouleserve_plain", "jouleserve_mha"
-# Finite, so that a row without a single token yields finite logits; beyond it exp() underflows in float32 anyway.
-_MASKED = -10000.0
 
 
 def _plain_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float,
+    position_bias: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q k^T * scaling + mask) v; q, k, v are [rows, heads, tokens, head size]."""
-    scores = torch.matmul(query * scaling, key.transpose(2, 3)) + mask
-    return torch.matmul(torch.softmax(scores, -1), value).transpose(1, 2), None
+    return softmax_attention(query, key, value, scaling, position_bias, mask), None
 
 
-def _plain_mask(attention_mask: Tensor, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
-    return (1.0 - attention_mask[:, None, None, :].to(dtype)) * _MASKED
+def _plain_mask(attention_mask: Tensor, mask_function: Any = None, **_: Any) -> Tensor:
+    return causal_bias(attention_mask) if mask_function is causal_mask_function else padding_bias(attention_mask)
 
 
 def _mha_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    position_bias: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     rows, heads, tokens, size = query.shape
     flat = [x.transpose(1, 2).reshape(rows, tokens, heads * size) for x in (query, key, value)]
     made = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        (*flat, None, mask),
-        {"num_heads": heads, "scale": float(scaling), "mask_filter_value": _MASKED},
+        (*flat, None, mask, position_bias),
+        {
+            "num_heads": heads,
+            "scale": float(scaling),
+            "mask_filter_value": MASKED,
+            "unidirectional": int(bool(getattr(module, "is_causal", False))),
+        },
         dtype=query.dtype,
         shape=(rows, tokens, heads * size),
         version=1,
@@ -57,8 +74,8 @@ def _mha_attention(
     return made.reshape(rows, tokens, heads, size), None
 
 
-def _mha_mask(attention_mask: Tensor, **_: Any) -> Tensor:
-    return attention_mask.to(torch.int32)
+def _mha_mask(attention_mask: Tensor, mask_function: Any = None, **_: Any) -> Tensor | None:
+    return None if mask_function is causal_mask_function else attention_mask.to(torch.int32)
 
 
 AttentionInterface.register(_PLAIN, _plain_attention)
@@ -79,22 +96,17 @@ class _Served(nn.Module):
         return logits
 
 
-def input_names(pair: bool) -> tuple[str, ...]:
-    """Names of the graph's inputs, in order."""
-    return ("input_ids", "attention_mask", "token_type_ids") if pair else ("input_ids", "attention_mask")
-
-
 def export_form(model: Classifier, form: str, pair: bool, opset: int, path: Path) -> None:
     """Write `model` as an fp32 ONNX file with free `rows` and `tokens` axes, in the given form."""
     # The wrapper goes to eval mode, not the model alone: the exporter restores the wrapper's own training flag.
-    wrapper = (RaggedServed(model, _MASKED) if form == "ragged" else _Served(model)).eval()
+    wrapper = (RaggedServed(model) if form == "ragged" else _Served(model)).eval()
     model.attend_with({"mha": _MHA, "ragged": RAGGED}.get(form, _PLAIN))
-    names = input_names(pair)
+    names = model.family.input_names(pair)
     ids = torch.tensor([[101, 2023, 2003, 1037, 102], [101, 7592, 102, 0, 0], [101, 3437, 2009, 102, 0]])
     ids = ids.clamp(max=int(getattr(model.config, "vocab_size", ids.max())) - 1)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
     sample = (ids, mask, torch.zeros_like(ids))[: len(names)]
-    with _quiet(), torch.no_grad():
+    with _quiet(), _linear_projections(model), torch.no_grad():
         if form in ("torchscript", "ragged"):
             axes = {name: {0: "rows", 1: "tokens"} for name in names} | {"logits": {0: "rows"}}
             torch.onnx.export(
@@ -122,6 +134,22 @@ def export_form(model: Classifier, form: str, pair: bool, opset: int, path: Path
             assert program is not None
             program.save(str(path))
     model.attend_with("sdpa")
+
+
+@contextlib.contextmanager
+def _linear_projections(model: Classifier) -> Iterator[None]:
+    """While open, GPT-2's Conv1D are Linear: their graph is one product of three axes, as every other family's."""
+    found = [(parent, name, one) for parent in model.modules() for name, one in parent.named_children()]
+    swapped = [(parent, name, one) for parent, name, one in found if isinstance(one, Conv1D)]
+    for parent, name, one in swapped:
+        linear = nn.Linear(one.nx, one.nf, device="meta")
+        linear.weight, linear.bias = nn.Parameter(one.weight.detach().t()), one.bias
+        setattr(parent, name, linear)
+    try:
+        yield
+    finally:
+        for parent, name, one in swapped:
+            setattr(parent, name, one)
 
 
 @contextlib.contextmanager

@@ -9,14 +9,17 @@ transformers (ByteTransformer, Zhai et al. 2022), in standard ONNX operators.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from compile.graph.attention import causal_bias, padding_bias, softmax_attention
 from compile.model import Classifier
 
 RAGGED = "jouleserve_ragged"
@@ -25,7 +28,7 @@ RAGGED = "jouleserve_ragged"
 @dataclass
 class _Layout:
     """Where tokens lie: `real` maps real tokens to padded places [total], `place` places to real tokens [rows x tokens]
-    (padding to any), `bias` is 0 on real keys and very negative on padding [rows, 1, 1, tokens]."""
+    (padding to any), `bias` is what attention adds to the scores of keys that are not to be seen."""
 
     rows: Tensor | int
     tokens: Tensor | int
@@ -41,9 +44,9 @@ class _Layout:
 class RaggedServed(nn.Module):
     """The served graph's contract (named inputs in, logits alone out) over a ragged encoder."""
 
-    def __init__(self, model: Classifier, masked: float) -> None:
+    def __init__(self, model: Classifier) -> None:
         super().__init__()
-        self.model, self.masked = model, masked
+        self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Logits [rows, labels] of int64 inputs [rows, tokens]."""
@@ -51,22 +54,41 @@ class RaggedServed(nn.Module):
         mask = attention_mask.reshape(-1)
         real = mask.nonzero().squeeze(1)
         place = (mask.cumsum(0) - 1).clamp(min=0)
-        bias = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * self.masked
+        family = self.model.family
+        bias = causal_bias(attention_mask) if family.causal else padding_bias(attention_mask)
         layout = _Layout(rows, tokens, real, place, bias)
 
         def flat(values: Tensor) -> Tensor:
             return values.reshape(-1)[real].unsqueeze(0)
 
-        family = self.model.family
         ids = flat(input_ids)
-        options = {"position_ids": (real % tokens).unsqueeze(0) + family.position_offset}
+        options = {}
+        if family.position_limit_key is not None:
+            first = family.first_position(self.model.config.to_dict())
+            options["position_ids"] = (real % tokens).unsqueeze(0) + first
         if token_type_ids is not None:
             options["token_type_ids"] = flat(token_type_ids)
-        states = self.model.encoder(
-            input_ids=ids, attention_mask=torch.ones_like(ids), jouleserve_layout=layout, **options
-        ).last_hidden_state
+        with _position_bias_of_rows(self.model, tokens):
+            states = self.model.encoder(
+                input_ids=ids, attention_mask=torch.ones_like(ids), jouleserve_layout=layout, **options
+            ).last_hidden_state
         logits: Tensor = self.model.head(self.model.pool(layout.pad(states[0]), attention_mask))
         return logits
+
+
+@contextlib.contextmanager
+def _position_bias_of_rows(model: Classifier, tokens: Tensor | int) -> Iterator[None]:
+    """Distances count within a row, though the encoder sees all rows as one."""
+    path = model.family.position_bias
+    owners = [] if path is None else [layer.get_submodule(path.rpartition(".")[0]) for layer in model.layers]
+    for owner in owners:
+        biases = cast(Any, owner).compute_bias
+        owner.compute_bias = lambda *_, biases=biases, **__: biases(tokens, tokens)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for owner in owners:
+            del owner.compute_bias
 
 
 def _attention(
@@ -77,9 +99,10 @@ def _attention(
     mask: Tensor | None,
     scaling: float,
     jouleserve_layout: _Layout,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q k^T * scaling + bias) v within each row; q, k, v and the result hold all real tokens as one row."""
+    """Softmax attention within each row; q, k, v and the result hold all real tokens as one row."""
     layout = jouleserve_layout
     heads, size = query.shape[1], query.shape[3]
 
@@ -87,8 +110,7 @@ def _attention(
         padded = layout.pad(x.transpose(1, 2).reshape(-1, heads * size))
         return padded.reshape(layout.rows, layout.tokens, heads, size).transpose(1, 2)  # type: ignore[arg-type]
 
-    scores = torch.matmul(in_rows(query) * scaling, in_rows(key).transpose(2, 3)) + layout.bias
-    mixed = torch.matmul(torch.softmax(scores, -1), in_rows(value)).transpose(1, 2)
+    mixed = softmax_attention(in_rows(query), in_rows(key), in_rows(value), scaling, position_bias, layout.bias)
     return mixed.reshape(-1, heads * size)[layout.real].reshape(1, -1, heads, size), None
 
 

@@ -27,6 +27,8 @@ _MIN_GAIN = 0.25
 """Leave a product alone unless scaling takes at least this share of its rounding error away."""
 _SAMPLED_ROWS = 192
 _TINY = 1e-5
+BLOCK = 32
+"""Values of a column that share a scale in 4 bits."""
 
 
 @dataclass(frozen=True)
@@ -64,26 +66,48 @@ def activations(
     return {name: np.concatenate(parts) for name, parts in seen.items()}
 
 
-def rounding_error(values: Floats, weights: Sequence[Floats], scale: Floats | None = None) -> float:
+def rounding_error(
+    values: Floats, weights: Sequence[Floats], scale: Floats | None = None, weight_only_4bit: bool = False
+) -> float:
     """Median over rows of |rounded - exact| / |exact| of the products values @ weight.
 
-    `values` are rounded to 8 bits per tensor, each weight to 8 bits per column, after scaling where `scale` is given.
-    The median, because a few rows that reach far own the norm of the whole while the ordinary ones suffer.
+    `values` are rounded to 8 bits per tensor, each weight to 8 bits per column, after scaling where `scale` is given;
+    or weights alone, to 4 bits by blocks. The median, because a few rows that reach far own the norm of the whole while
+    the ordinary ones suffer.
     """
     if scale is not None:
         values = values / scale
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     step = (high - low) / 255 or 1.0
-    rounded_values = np.round(values / step) * step
+    rounded_values = values if weight_only_4bit else np.round(values / step) * step
     shares = []
     for given in weights:
         weight = given if scale is None else given * scale[:, None]
-        steps = np.abs(weight).max(axis=0, keepdims=True) / 127
-        steps[steps == 0] = 1.0
         exact = values @ weight
-        missed = np.square(rounded_values @ (np.round(weight / steps) * steps) - exact).sum(axis=1)
+        rounded = _in_blocks(weight) if weight_only_4bit else _in_columns(weight)
+        missed = np.square(rounded_values @ rounded - exact).sum(axis=1)
         shares.append(missed / np.maximum(np.square(exact).sum(axis=1), _TINY**2))
     return float(np.sqrt(np.median(np.mean(shares, axis=0))))
+
+
+def _in_columns(weight: Floats) -> Floats:
+    steps = np.abs(weight).max(axis=0, keepdims=True) / 127
+    steps[steps == 0] = 1.0
+    rounded: Floats = np.round(weight / steps) * steps
+    return rounded
+
+
+def _in_blocks(weight: Floats) -> Floats:
+    """Rounded to 16 levels, -8 to 7 steps, the value of each block of a column that reaches farthest at -8."""
+    rows, columns = weight.shape
+    blocks = np.zeros((-(-rows // BLOCK) * BLOCK, columns), dtype=weight.dtype)
+    blocks[:rows] = weight
+    blocks = blocks.reshape(-1, BLOCK, columns)
+    farthest = np.abs(blocks).argmax(axis=1, keepdims=True)
+    steps = np.take_along_axis(blocks, farthest, axis=1) / -8
+    steps[steps == 0] = 1.0
+    rounded = np.clip(np.round(blocks / steps), -8, 7) * steps
+    return rounded.astype(np.float32).reshape(-1, columns)[:rows]
 
 
 def smooth(source: Path, target: Path, encoded: Encoded, batches: Sequence[Sequence[int]], pad: int) -> list[Smoothed]:

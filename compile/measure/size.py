@@ -16,11 +16,13 @@ def parameters(model: Classifier) -> int:
 def macs(model: Classifier, tokens: float) -> int:
     """Multiply-accumulates of one text of `tokens` tokens.
 
-    Every linear layer's weights once a token, two products of tokens^2 * hidden a layer for attention, the head once.
+    Every projection's weights once a token, two products of tokens^2 * heads' width a layer for attention, the head
+    once.
     """
-    from torch import nn
+    from compile.families.table import present
+    from compile.surgery import multiplies, widths_of
 
-    linear = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, nn.Linear))
-    hidden = int(getattr(model.config, model.family.hidden_size_key))
-    attention = 2 * model.layer_count * tokens * tokens * hidden
+    projections = (*model.family.heads, *model.family.units)
+    linear = sum(multiplies(module) for layer in model.layers for _, module in present(layer, projections))
+    attention = 2 * tokens * tokens * sum(widths_of(model).heads) * model.head_size
     return round(tokens * linear + attention + model.head.weight.numel())

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from compile.bases import Base
 from compile.data.dataset import Dataset
+from compile.families import family_of
 from compile.text import Encoded, encode, load_tokenizer, pad_id
 
 
@@ -28,6 +29,8 @@ class Gate:
     at_most: bool = False
     """True: measured must not exceed the limit; False: it must reach it."""
     detail: str = ""
+    field: str = ""
+    """The recipe's field that sets the limit; empty where no recipe does."""
 
     @property
     def holds(self) -> bool:
@@ -83,10 +86,15 @@ class Context:
     note_spent: Callable[[], None] = lambda: None
     """Called at checkpoints: puts the cost so far on disk, so that a killed run's cost is not forgotten."""
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of a graph's inputs, in order."""
+        return family_of(self.base.model_type).input_names(self.dataset.pair)
+
     @cached_property
     def pad(self) -> int:
         """Number of the padding token."""
-        return pad_id(load_tokenizer(self.base.path / "tokenizer.json"))
+        return pad_id(load_tokenizer(self.base.tokenizer))
 
     @cached_property
     def train(self) -> Encoded:
@@ -104,8 +112,8 @@ class Context:
         return self._encode("test")
 
     def _encode(self, split: str) -> Encoded:
-        tokenizer = load_tokenizer(self.base.path / "tokenizer.json", self.max_tokens)
-        return encode(tokenizer, getattr(self.dataset, split))
+        tokenizer = load_tokenizer(self.base.tokenizer, self.max_tokens)
+        return encode(tokenizer, getattr(self.dataset, split), "token_type_ids" in self.input_names)
 
 
 class Pass(ABC):
@@ -126,7 +134,7 @@ class Pass(ABC):
     def call(self, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
         """Do the work into folder `out` and return what is worth knowing (plain data).
 
-        `out` may hold this pass's own checkpoints from a run that was killed.
+        `out` may hold this pass's own files `checkpoint*` from a run that was killed, and nothing else.
         """
 
     def ensures(self, inputs: Inputs, out: Path, meta: Mapping[str, Any], context: Context) -> list[Gate]:

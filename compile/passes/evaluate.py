@@ -10,6 +10,7 @@ import numpy as np
 
 from compile.graph.sessions import open_session
 from compile.measure.accuracy import graph_logits, wilson_lower
+from compile.measure.scores import scores
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.export import FILE
 
@@ -24,7 +25,7 @@ class Evaluate(Pass):
     """
 
     name = "evaluate"
-    version = 2
+    version = 3
 
     def __init__(self, batch_rows: int, min_agreement: float, min_relative_accuracy: float) -> None:
         self.batch_rows = batch_rows
@@ -47,6 +48,7 @@ class Evaluate(Pass):
         right = int((predicted == context.dataset.test.labels).sum())
         rows = len(predicted)
         meta: dict[str, Any] = {"accuracy": right / rows, "accuracy_lower": wilson_lower(right, rows), "rows": rows}
+        meta["scores"] = {name: one.model_dump() for name, one in scores(context.dataset.test.labels, logits).items()}
         if "fp32" in inputs:
             reference = np.load(inputs["fp32"].path / PREDICTIONS)["predicted"]
             meta["agreement"] = float((reference == predicted).mean())
@@ -58,9 +60,12 @@ class Evaluate(Pass):
         """The recipe's floors."""
         gates = []
         if "fp32" in inputs:
-            gates.append(Gate("int8 agreement, test", meta["agreement"], self.min_agreement))
+            gates.append(
+                Gate("int8 agreement, test", meta["agreement"], self.min_agreement, field="quantize.min_agreement")
+            )
         if "teacher" in inputs:
             detail = f"accuracy {meta['accuracy']:.4f}"
             share = meta["relative_accuracy"]
-            gates.append(Gate("relative accuracy", share, self.min_relative_accuracy, detail=detail))
+            limit = self.min_relative_accuracy
+            gates.append(Gate("relative accuracy", share, limit, detail=detail, field="min_relative_accuracy"))
         return gates

@@ -1,4 +1,4 @@
-"""Fine-tune the teacher: base encoder, pooling and a fresh head on the labelled training rows."""
+"""Train on the labelled rows: the teacher, from the base encoder and a fresh head, or a model that was cut."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compile.measure.accuracy import torch_predictions
-from compile.model import from_base
+from compile.measure.accuracy import torch_outputs
+from compile.model import from_base, load
 from compile.passes.base import Context, Gate, Inputs, Pass
-from compile.recipe import FinetuneSpec
-from compile.training import CHECKPOINT, Schedule, train
+from compile.specs.finetune import FinetuneSpec
+from compile.training import CHECKPOINT, Schedule, better_than_constant, label_loss, quality, train
 
 
 class Finetune(Pass):
-    """data -> model folder. Gate: better than always answering the commonest label."""
+    """data and `base` or `model` -> model folder. Gate: better than always answering the same."""
 
     name = "finetune"
 
@@ -34,19 +34,20 @@ class Finetune(Pass):
         torch.set_num_threads(context.threads)
         torch.manual_seed(self.seed)
         spec, data = self.spec, context.dataset
-        model = from_base(context.base, self.pooling, len(data.labels))
+        fresh = "model" not in inputs
+        model = from_base(context.base, self.pooling, len(data.labels)) if fresh else load(inputs["model"].path)
         model.set_dropout(spec.dropout)
         model.freeze(spec.freeze_embeddings, spec.freeze_layers)
         truth = torch.from_numpy(data.train.labels)
 
         def loss(made: tuple[Tensor, Tensor], rows: Sequence[int]) -> Tensor:
-            return torch.nn.functional.cross_entropy(made[0], truth[rows], label_smoothing=spec.label_smoothing)
+            return label_loss(made[0], truth[rows], spec.label_smoothing)
 
         schedule = Schedule(
             spec.epochs,
             spec.batch_rows,
             spec.learning_rate,
-            spec.head_learning_rate_factor,
+            spec.head_learning_rate_factor if fresh else 1.0,
             spec.weight_decay,
             spec.warmup_share,
             self.seed,
@@ -56,15 +57,9 @@ class Finetune(Pass):
         )
         model.save(out)
         (out / CHECKPOINT).unlink(missing_ok=True)
-        predicted = torch_predictions(model, context.validation, context.pad)
-        return {
-            "losses": losses,
-            "layers": model.layer_count,
-            "validation_accuracy": float((predicted == data.validation.labels).mean()),
-        }
+        found = quality(torch_outputs(model, context.validation, context.pad)[0], data.validation.labels)
+        return {"losses": losses, "layers": model.layer_count, **found}
 
     def ensures(self, inputs: Inputs, out: Path, meta: Mapping[str, Any], context: Context) -> list[Gate]:
-        """The teacher must have learned something."""
-        labels = torch.from_numpy(context.dataset.validation.labels)
-        commonest = float(torch.bincount(labels).max()) / len(labels)
-        return [Gate("validation accuracy", meta["validation_accuracy"], commonest, detail="commonest label's share")]
+        """The model must have learned something."""
+        return [better_than_constant(meta, context)]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compile.graph.forms import input_names
 from compile.graph.sessions import open_session
 from compile.measure.cpu import fit_cost, latency_cells, padding_share, served_cpu_seconds
 from compile.passes.base import Context, Gate, Inputs, Pass
@@ -42,7 +41,7 @@ class Measure(Pass):
             spent = served_cpu_seconds(sessions, texts, context.pad, self.spec.batch_rows, self.spec.repeats)
         joules = span.dynamic_joules
         per_cpu_second = None if joules is None or span.cpu_seconds <= 0 else joules / span.cpu_seconds
-        names = input_names(context.dataset.pair)
+        names = context.input_names
         vocabulary = 1 + max(max(row) for row in context.train.ids)
         variants: dict[str, Any] = {}
         for at, (name, session) in enumerate(sessions.items()):

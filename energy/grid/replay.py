@@ -16,7 +16,7 @@ from pathlib import Path
 
 from energy.grid.signal import GridError, Intensity, NoData, format_utc, parse_utc, plausible
 
-TIME_COLUMNS = ("utc_time", "time", "datetime", "timestamp", "date", "from")
+TIME_COLUMNS = ("utc_time", "time", "datetime", "timestamp", "date", "from", "utc_hour", "local_minute")
 VALUE_COLUMNS = (
     "ci_lifecycle",
     "grams_per_kwh",
@@ -62,19 +62,23 @@ class Recording:
         return self.times[index], value
 
 
-def read_recording(path: Path) -> Recording:
-    """Read a CSV (plain or `.gz`) of times and intensities.
+def read_recording(
+    path: Path,
+    value_columns: Sequence[str] = VALUE_COLUMNS,
+    check: Callable[[float], float] = plausible,
+) -> Recording:
+    """Read a CSV (plain or `.gz`) of times and intensities, or of whatever else `value_columns` and `check` allow.
 
-    Columns are found by name (`TIME_COLUMNS`, `VALUE_COLUMNS`, in that order of preference); without a header
+    Columns are found by name (`TIME_COLUMNS`, `value_columns`, in that order of preference); without a header
     the first column is the time and the second the value. Times without a zone are UTC. Raises BadRecording.
     """
     rows = _rows(path)
-    time_column, value_column, first = _columns(path, rows[0])
+    time_column, value_column, first = _columns(path, rows[0], value_columns)
     times: list[datetime] = []
     values: list[float | None] = []
     for number, row in enumerate(rows[first:], first + 1):
         try:
-            moment, value = parse_utc(row[time_column]), _value(row[value_column])
+            moment, value = parse_utc(row[time_column]), _value(row[value_column], check)
         except (IndexError, ValueError, GridError) as error:
             raise BadRecording(f"{path}, row {number}: {error}; mend or remove the row") from None
         if times and moment <= times[-1]:
@@ -144,7 +148,7 @@ def _rows(path: Path) -> list[list[str]]:
     return rows
 
 
-def _columns(path: Path, header: Sequence[str]) -> tuple[int, int, int]:
+def _columns(path: Path, header: Sequence[str], value_columns: Sequence[str]) -> tuple[int, int, int]:
     """Indices of the time and value columns and of the first data row."""
     try:
         parse_utc(header[0])
@@ -152,7 +156,7 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[int, int, int]:
     except ValueError:
         names = [name.strip().lower() for name in header]
     found = []
-    for wanted, what in ((TIME_COLUMNS, "time"), (VALUE_COLUMNS, "intensity")):
+    for wanted, what in ((TIME_COLUMNS, "time"), (value_columns, "value")):
         column = next((names.index(name) for name in wanted if name in names), None)
         if column is None:
             raise BadRecording(f"{path}: no {what} column among {names}; name one {' or '.join(wanted[:3])}")
@@ -160,5 +164,5 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[int, int, int]:
     return found[0], found[1], 1
 
 
-def _value(text: str) -> float | None:
-    return None if text.strip().lower() in MISSING else plausible(float(text))
+def _value(text: str, check: Callable[[float], float]) -> float | None:
+    return None if text.strip().lower() in MISSING else check(float(text))

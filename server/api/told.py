@@ -11,7 +11,8 @@ from server.engine.engine import Answer
 class Told(NamedTuple):
     """Variant(s) and operating point(s) that answered (joined by commas), why, from where, and at what cost.
 
-    `joules` are dynamic and provisional; None, as is their source, where nothing measures them.
+    `joules` are dynamic and provisional; None, as is their source, where nothing measures them. `escalated` is the
+    number of texts that a cascade's first variant was unsure of, None for none.
     """
 
     variant: str
@@ -21,6 +22,7 @@ class Told(NamedTuple):
     version: str
     joules: float | None
     joules_source: str | None
+    escalated: int | None = None
 
 
 def tell(
@@ -33,7 +35,8 @@ def tell(
         joules = sum(answer.cpu_ns for answer in answers) / 1e9 * joules_per_cpu_second
         source = "+".join(sources)
     if len(answers) == 1:
-        return Told(first.variant, first.point, first.reason, first.cache, version, joules, source)
+        escalated = 1 if first.escalate_ns else None
+        return Told(first.variant, first.point, first.reason, first.cache, version, joules, source, escalated)
     states = {answer.cache for answer in answers}
     return Told(
         _join(answer.variant for answer in answers),
@@ -43,6 +46,7 @@ def tell(
         version,
         joules,
         source,
+        sum(answer.escalate_ns > 0 for answer in answers) or None,
     )
 
 

@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from server.engine.cache import AnswerCache, CachedAnswer, cache_key
 from server.engine.errors import BackendFailure, EngineError, InputTooLarge, InvalidInput, NotReady, Overloaded
 from server.engine.family import Family
-from server.engine.flights import NO_TOKENS, Answer, Asking, CacheState, Flight, Route, Waiter, settle, settle_error
+from server.engine.flights import NO_TOKENS, Answer, Asking, CacheState, Flight, Waiter, settle, settle_error
 from server.engine.ports import EngineLimits, UsageSink
+from server.engine.routing import Route, asked_first, routes, split_route
 from server.engine.runs import BatchRecord, JobResult
+from server.engine.runtime import Float32Array
 from server.engine.scheduler import Scheduler
 from server.engine.second_level import SecondLevel, SharedAnswer
 from server.engine.tokenizer import Text, Truncation
-from server.shaping.policy import CLASSES, DialState, QualityClass
+from server.shaping.policy import DialState, QualityClass
 
 __all__ = ["Answer", "CacheState", "Engine", "EngineLimits", "UsageSink", "never_gone"]
 
@@ -60,7 +62,7 @@ class Engine:
         self._second = second
         self._usage = usage
         self._loop = asyncio.get_running_loop()
-        self._routes = _routes(family, dial)
+        self._routes, self._split_route = routes(family, dial), split_route(family, dial)
         self._flights: dict[tuple[bytes, str], Flight] = {}
         self._preparing: set[asyncio.Task[None]] = set()
         self._encoder = ThreadPoolExecutor(1, "encode")
@@ -105,11 +107,11 @@ class Engine:
         point that the family does not have; nothing is changed then.
         """
         newest = family or self.family
-        routes = _routes(newest, dial)
+        newest_routes, newest_split = routes(newest, dial), split_route(newest, dial)
         if newest is not self.family:
             self.family = newest
             self.cache.clear()
-        self.limits, self.dial, self._routes = limits, dial, routes
+        self.limits, self.dial, self._routes, self._split_route = limits, dial, newest_routes, newest_split
         self._scheduler.limits = limits.batch
         self.cache.resize(limits.cache_max_bytes, limits.cache_ttl_s)
 
@@ -121,9 +123,13 @@ class Engine:
         truncate: Truncation | None = None,
         is_gone: Callable[[], bool] = never_gone,
         timeout_s: float | None = None,
+        session: bytes | None = None,
     ) -> list[Answer]:
         """Answer every text, in order, within `timeout_s` where that is shorter than the engine's own limit. Raises an
-        EngineError; if one text fails, the request fails."""
+        EngineError; if one text fails, the request fails.
+
+        While the dial stands between two points, `session` (its first text, if there is none) decides by which of them
+        a standard request is answered."""
         if not self._accepting:
             raise NotReady("the server is stopping; send the request again in a moment")
         limits = self.limits
@@ -135,7 +141,7 @@ class Engine:
         if timeout_s is not None and timeout_s < limit_s:
             limit_s = timeout_s
         deadline_ns = time.perf_counter_ns() + int(limit_s * 1e9)
-        asking = Asking(self._routes[quality], truncate, is_gone, limit_s, deadline_ns)
+        asking = Asking(self._route(quality, texts, session), truncate, is_gone, limit_s, deadline_ns)
         self._active += 1
         begun: Begun = []
         timer: asyncio.TimerHandle | None = None
@@ -155,6 +161,15 @@ class Engine:
             if timer is not None:
                 timer.cancel()
             self._leave(begun)
+
+    def _route(self, quality: QualityClass, texts: Sequence[Text], session: bytes | None) -> Route:
+        """What answers this request."""
+        if self._split_route is None or quality != "standard" or not texts:
+            return self._routes[quality]
+        split = self.dial.split
+        assert split is not None
+        cheaper = split.takes(session or texts[0].first.encode("utf-8", "replace"))
+        return self._split_route if cheaper else self._routes[quality]
 
     async def drain(self, timeout_s: float) -> bool:
         """Accept nothing more and wait for what was accepted; True if all of it was answered in time."""
@@ -217,7 +232,7 @@ class Engine:
             except EngineError as error:
                 self._refused(route, error, time.thread_time_ns() - cpu_before)
                 raise
-            flight = Flight(self._land, key, route, tokens, asking.deadline_ns)
+            flight = Flight(self._land, key, route, route.variant, tokens, asking.deadline_ns)
             self._flights[key, route.point] = flight
             if late:
                 task = self._loop.create_task(self._prepare(flight, asking, text))
@@ -287,29 +302,33 @@ class Engine:
         return Answer(kept.logits, kept.variant, kept.point, route.reason, "hit", cpu_ns, kept=kept)
 
     def _land(self, flight: Flight, result: JobResult) -> None:
-        """A computation ended: keep its answer and wake everyone who waits for it."""
+        """A computation ended: keep its answer and wake everyone who waits for it, unless a cascade goes on."""
         if result.dropped and self._goes_on(flight, late=result.late):
+            return
+        if flight.escalates(result):
+            self._usage.count("escalations")
+            self._scheduler.submit(flight)
             return
         route, waiters = flight.route, flight.waiters
         del self._flights[flight.key, route.point]
         if result.logits is not None and route.family is self.family:
-            kept = CachedAnswer(result.logits, route.point, route.variant, route.rank, result.cpu_ns)
-            self.cache.put(flight.key, kept)
-            if self._second is not None:
-                self._second.put(flight.key, route.rank, result.logits, result.cpu_ns, self.limits.cache_ttl_s)
+            self._keep(flight, result.logits, result.cpu_ns)
+        if flight.unsure is not None:
+            result.cpu_ns += flight.unsure.cpu_ns
+            result.queued_ns += flight.unsure.queued_ns
         # The first who still waits owes the computation; if nobody does, the one who began it.
         owing = next((waiter for waiter in waiters if not waiter.future.done()), waiters[0])
         usage = self._usage
         ended_ns = time.perf_counter_ns()
         for waiter in waiters:
-            outcome = settle(waiter, route, result, first=waiter is owing)
+            outcome = settle(waiter, flight, result, first=waiter is owing)
             # Nothing was avoided for who got no answer, or had left before it.
             if outcome == "cached":
                 usage.avoided("cache", result.cpu_ns)
             elif outcome == "ok" and route.saving:
                 usage.avoided("fallback", round(result.cpu_ns * route.saving))
             usage.request(
-                route.variant,
+                flight.variant,
                 route.point,
                 waiter.asking.route.quality,
                 outcome,
@@ -318,6 +337,14 @@ class Engine:
                 queue_ns=result.queued_ns,
                 tokenize_ns=waiter.cpu_ns,
             )
+
+    def _keep(self, flight: Flight, logits: Float32Array, cpu_ns: int) -> None:
+        """Keep an answer that took its variant `cpu_ns`: what an equal question is spared at least."""
+        point, rank = flight.kept_as
+        self.cache.put(flight.key, CachedAnswer(logits, point, flight.variant, rank, cpu_ns))
+        # In the second level the rank alone says which variant answered.
+        if self._second is not None and (flight.unsure is None or rank != flight.route.rank):
+            self._second.put(flight.key, rank, logits, cpu_ns, self.limits.cache_ttl_s)
 
     def _goes_on(self, flight: Flight, *, late: bool) -> bool:
         """Queue a dropped flight again if somebody joined after the worker had dropped it, or has more time."""
@@ -333,7 +360,7 @@ class Engine:
         route = flight.route
         del self._flights[flight.key, route.point]
         point = route.family.points[found.rank]
-        kept = CachedAnswer(found.logits, point.name, point.variant, found.rank, found.cpu_ns)
+        kept = CachedAnswer(found.logits, point.name, asked_first(point), found.rank, found.cpu_ns)
         if route.family is self.family:
             self.cache.put(flight.key, kept, found.age_s)
         for waiter in flight.waiters:
@@ -363,19 +390,6 @@ class Engine:
 
     def _record_batch(self, record: BatchRecord) -> None:
         self._usage.batch(record.rows, record.tokens, record.padded_tokens, record.infer_ns)
-
-
-def _routes(family: Family, dial: DialState) -> dict[QualityClass, Route]:
-    """What answers each class. Raises KeyError if the dial names a point that the family does not have."""
-    routes: dict[QualityClass, Route] = {}
-    best = family.points[0].cpu_seconds_per_1k
-    for quality in CLASSES:
-        name, reason = dial.answers(quality)
-        rank = family.rank(name)
-        point = family.points[rank]
-        saving = best / point.cpu_seconds_per_1k - 1
-        routes[quality] = Route(family, quality, name, rank, point.variant, reason, saving)
-    return routes
 
 
 def _give_up(asking: Asking, begun: Begun) -> None:

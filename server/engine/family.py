@@ -72,6 +72,7 @@ def load_family(version: Version) -> Family:
     manifest = version.manifest
     tokenizer, batches = _load_tokenizer(version.file(manifest.tokenizer), manifest)
     served = {point.variant for point in manifest.points}
+    served |= {point.cascade.first for point in manifest.points if point.cascade is not None}
     runtimes = {
         variant.name: _load_runtime(version.file(variant.model), manifest, batches)
         for variant in manifest.variants

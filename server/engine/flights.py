@@ -10,10 +10,10 @@ from typing import Literal
 from server.engine.cache import CachedAnswer
 from server.engine.errors import ClientGone, DeadlineExceeded, EngineError, Overloaded
 from server.engine.family import Family
+from server.engine.routing import Route
 from server.engine.runs import JobResult
 from server.engine.runtime import Float32Array
 from server.engine.tokenizer import Tokens, Truncation
-from server.shaping.policy import QualityClass
 
 CacheState = Literal["hit", "miss", "shared"]
 
@@ -23,7 +23,8 @@ class Answer:
     """Logits (float32, shape [labels]) of one text and what they cost.
 
     Tokenizing, waiting and the run of its batch ended at `ended_ns` (of `time.perf_counter_ns`); all 0 for a hit, which
-    has the cache's entry as `kept`.
+    has the cache's entry as `kept`. Where a cascade's first variant was unsure, waiting and run are the first's, and
+    `escalate_ns` is what it took from then until the second's run ended; else 0.
     """
 
     logits: Float32Array
@@ -36,20 +37,8 @@ class Answer:
     queue_ns: int = 0
     infer_ns: int = 0
     ended_ns: int = 0
+    escalate_ns: int = 0
     kept: CachedAnswer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """What answers a class for now. `saving` is how much more full quality would cost, as a share of this point."""
-
-    family: Family
-    quality: QualityClass
-    point: str
-    rank: int
-    variant: str
-    reason: str
-    saving: float
 
 
 @dataclass(slots=True, eq=False)
@@ -86,15 +75,21 @@ NO_TOKENS = Tokens([])
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One computation that several equal texts may wait for; the scheduler's job. `tokens` may come later."""
+    """One computation that several equal texts may wait for; the scheduler's job. `tokens` may come later.
+
+    `variant` computes it for now. `unsure` is what came of a cascade's first variant, once the second is asked.
+    """
 
     on_landing: Callable[[Flight, JobResult], None]
     key: bytes
     route: Route
+    variant: str
     tokens: Tokens
     deadline_ns: int
     waiters: list[Waiter] = field(default_factory=list)
     enqueued_ns: int = 0
+    arrived_ns: int = 0
+    unsure: JobResult | None = None
 
     @property
     def family(self) -> Family:
@@ -102,9 +97,13 @@ class Flight:
         return self.route.family
 
     @property
-    def variant(self) -> str:
-        """The variant that computes it."""
-        return self.route.variant
+    def kept_as(self) -> tuple[str, int]:
+        """Name and rank of the point whose answer this is, for the cache: one that escalated is as good as any of the
+        second variant, and may serve stricter classes than those that the cascade answers."""
+        escalation = self.route.escalation
+        if self.unsure is None or escalation is None or escalation.alone is None:
+            return self.route.point, self.route.rank
+        return escalation.alone
 
     def abandoned(self) -> bool:
         """Whether nobody waits for it any more."""
@@ -114,8 +113,18 @@ class Flight:
         """Hand over what became of it."""
         self.on_landing(self, result)
 
+    def escalates(self, result: JobResult) -> bool:
+        """Whether this is an unsure answer of a cascade's first variant; the second is to compute it then."""
+        escalation = self.route.escalation
+        if escalation is None or self.unsure is not None or result.logits is None:
+            return False
+        if not escalation.doubts(result.logits):
+            return False
+        self.unsure, self.variant, self.arrived_ns = result, escalation.variant, self.enqueued_ns
+        return True
 
-def settle(waiter: Waiter, route: Route, result: JobResult, *, first: bool) -> str:
+
+def settle(waiter: Waiter, flight: Flight, result: JobResult, *, first: bool) -> str:
     """Give a waiter its answer or its error; returns the outcome to report."""
     future = waiter.future
     if future.done():
@@ -129,8 +138,10 @@ def settle(waiter: Waiter, route: Route, result: JobResult, *, first: bool) -> s
         return "cancelled"
     cpu_ns = waiter.cpu_ns + (result.cpu_ns if first else 0)
     state: CacheState = "miss" if first else "shared"
-    reason, times = waiter.asking.route.reason, (waiter.cpu_ns, result.queued_ns, result.infer_ns, result.ended_ns)
-    future.set_result(Answer(result.logits, route.variant, route.point, reason, state, cpu_ns, *times))
+    run, ended_ns = flight.unsure or result, result.ended_ns
+    times = (waiter.cpu_ns, run.queued_ns, run.infer_ns, ended_ns, ended_ns - run.ended_ns)
+    reason, point = waiter.asking.route.reason, flight.route.point
+    future.set_result(Answer(result.logits, flight.variant, point, reason, state, cpu_ns, *times))
     return "ok" if first else "cached"
 
 

@@ -42,7 +42,7 @@ class UsageSink(Protocol):
         """One run of the runtime ended."""
 
     def count(self, name: str, amount: int = 1) -> None:
-        """Count `cache_hits` or `cache_misses`."""
+        """Count `cache_hits`, `cache_misses` or `escalations`."""
 
     def avoided(self, reason: str, cpu_ns: int) -> None:
         """CPU time that was not spent thanks to `reason` (`cache`, `fallback`)."""

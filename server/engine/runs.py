@@ -43,17 +43,16 @@ class Job(Protocol):
     """One text on its way through the runtime. Times are of `time.perf_counter_ns`."""
 
     tokens: Tokens
+    variant: str
+    """The variant that answers."""
     enqueued_ns: int
+    arrived_ns: int
+    """When it was queued for the first time, if another variant was asked before this one; else 0."""
     deadline_ns: int
 
     @property
     def family(self) -> Family:
         """The version that answers."""
-        ...
-
-    @property
-    def variant(self) -> str:
-        """The variant that answers."""
         ...
 
     def abandoned(self) -> bool:

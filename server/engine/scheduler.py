@@ -45,6 +45,7 @@ class Scheduler:
         self._workers = 0
         self._threads: dict[int, threading.Thread] = {}
         self._inline = Inline()
+        self._continues = False
         self.resize(workers)
 
     @property
@@ -82,7 +83,8 @@ class Scheduler:
             self._ready.notify_all()
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Jobs that arrive in one turn of the event loop reach the workers together."""
+        """Queue a job, also one that has come back. Jobs that arrive in one turn of the event loop reach the workers
+        together."""
         job.enqueued_ns = time.perf_counter_ns()
         if not self._inbox:
             self._loop.call_soon(self._flush)
@@ -90,21 +92,30 @@ class Scheduler:
         self._inbox_weight += job.family.weight(job.variant, len(job.tokens.ids))
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Let the workers finish what is queued and end; results still come back meanwhile. Submit nothing after."""
+        """Let the workers finish what is queued and end; results still come back meanwhile, and so may jobs. Submit
+        nothing new after."""
+        deadline = time.monotonic() + timeout_s
         self._flush()
         with self._ready:
             self._closing = True
             self._ready.notify_all()
-        await asyncio.to_thread(self._join, timeout_s)
+        await asyncio.to_thread(self._join, deadline)
+        while self.queued and time.monotonic() < deadline:
+            self._flush()
+            self.resize(self._workers)  # new threads in place of those that have ended
+            await asyncio.to_thread(self._join, deadline)
 
-    def _join(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
+    def _join(self, deadline: float) -> None:
         with self._ready:
             threads = list(self._threads.values())
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _flush(self) -> None:
+        if self._continues:
+            self._continues = False
+            if len(self._inbox) > 1:
+                self._inline.ran(crowded=True)
         if len(self._inbox) == 1 and self._runs_inline(self._inbox[0]):
             self._run_inline(self._inbox.popleft())
             return
@@ -117,7 +128,7 @@ class Scheduler:
                     job,
                     tokens=tokens,
                     weight=job.family.weight(job.variant, tokens),
-                    now_ns=job.enqueued_ns,
+                    now_ns=job.arrived_ns or job.enqueued_ns,
                     deadline_ns=job.deadline_ns,
                     padding_share=job.family.padding_share(job.variant),
                 )
@@ -134,6 +145,8 @@ class Scheduler:
             pace = self._batcher.pace((job.family.version, job.variant))
         if pace is None or pace * self._inbox_weight > limit_ns or job.deadline_ns - job.enqueued_ns < limit_ns:
             return False
+        if job.abandoned():  # a worker gives it back unrun
+            return False
         return self._inline.allows()
 
     def _run_inline(self, job: Job) -> None:
@@ -145,8 +158,11 @@ class Scheduler:
 
     def _answer_inline(self, outcome: Outcome) -> None:
         """One turn of the loop after the run: what arrived meanwhile has been read and is submitted in this turn."""
+        before = len(self._inbox)
         self._deliver(outcome)
-        self._loop.call_soon(lambda: self._inline.ran(crowded=bool(self._inbox)))
+        self._continues = len(self._inbox) > before
+        if not self._continues:  # else it is seen when the job that came back is passed on
+            self._loop.call_soon(lambda: self._inline.ran(crowded=bool(self._inbox)))
 
     def _work(self, number: int) -> None:
         record, key = None, None

@@ -17,6 +17,13 @@ def probabilities(logits: Float32Array) -> list[float]:
     return [power / total for power in powers]
 
 
+def confidence(logits: Float32Array, temperature: float) -> float:
+    """The largest probability of `softmax(logits / temperature)` for one text's logits (shape [labels])."""
+    row: list[float] = logits.tolist()
+    largest = max(row)
+    return 1.0 / sum([exp((value - largest) / temperature) for value in row])
+
+
 def best_first(scores: list[float]) -> list[int]:
     """Indices by falling score; equal scores keep their order."""
     return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)

@@ -24,6 +24,8 @@ class Figures:
     """Texts asked for so far, however they ended; kept over restarts."""
     cpu_seconds: float
     """CPU time since the node process began."""
+    joules: float | None = None
+    """Measured joules of the server (idling included, other processes not); kept over restarts."""
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:

@@ -19,6 +19,7 @@ from server.node.totals import ServingTotals
 from server.node.wire import FAILURES, HISTOGRAMS, PHASES, QUALITIES, Histogram
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+_COUNTED = ("cache_hits", "cache_misses", "cache_l2_hits", "cache_l2_misses", "cache_l2_errors", "escalations")
 _ACCOUNT = ("model", "variant", "class", "outcome", "source")
 
 METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -114,6 +115,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_cache_l2_hits": (COUNTER, (), "Texts found in the cache that replicas share."),
     "jouleserve_cache_l2_misses": (COUNTER, (), "Texts that were looked for there in vain."),
     "jouleserve_cache_l2_errors": (COUNTER, (), "Lookups and writes there that failed, and entries that were none."),
+    "jouleserve_escalations": (COUNTER, (), "Texts that a cascade's first variant was unsure of, so that both ran."),
     "jouleserve_cache_size_bytes": (GAUGE, (), "Bytes in the caches of the replicas."),
     "jouleserve_cache_entries": (GAUGE, (), "Entries in the caches of the replicas."),
     "jouleserve_queue_depth": (GAUGE, (), "Texts that wait for a batch."),
@@ -250,7 +252,7 @@ class NodeCollector(Collector):
             if histogram := totals.histograms.get(name):
                 _add_histogram(families, f"jouleserve_{name}", name, histogram)
         counters = totals.counters
-        for name in ("cache_hits", "cache_misses", "cache_l2_hits", "cache_l2_misses", "cache_l2_errors"):
+        for name in _COUNTED:
             _add(families, f"jouleserve_{name}", counters.get(name, 0))
         _add(families, "jouleserve_batch_real_tokens", counters.get("tokens", 0))
         if padded := counters.get("padded_tokens", 0):

@@ -47,6 +47,7 @@ COUNTERS = (
     "cache_l2_hits",
     "cache_l2_misses",
     "cache_l2_errors",
+    "escalations",
 )
 GAUGES = ("queue_depth", "in_flight", "cache_bytes", "cache_entries")
 PHASES = ("queue", "tokenize", "infer", "total")

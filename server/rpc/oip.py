@@ -126,7 +126,9 @@ def render_infer(asked: oip.InferRequest, answered: Answered, *, raw: bool) -> p
 
 
 def _parameter(value: str | float) -> pb.InferParameter:
-    return pb.InferParameter(string_param=value) if isinstance(value, str) else pb.InferParameter(double_param=value)
+    if isinstance(value, str):
+        return pb.InferParameter(string_param=value)
+    return pb.InferParameter(int64_param=value) if isinstance(value, int) else pb.InferParameter(double_param=value)
 
 
 def _tensor(output: oip.Output, raw: bool) -> pb.ModelInferResponse.InferOutputTensor:

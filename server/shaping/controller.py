@@ -1,7 +1,8 @@
 """The one loop in the cluster that looks at the grid and turns the dial.
 
 Every poll period (jittered) it reads the ladder, asks the policy, writes `grid.json` for whoever shows the
-grid, and hands a changed `DialState` to `push`. Nothing that fails in it ends it: the next look comes anyway.
+grid, and hands a changed `DialState` to `push`. What the policy learns is kept in a file, so that a restart goes on
+from it. Nothing that fails in it ends it: the next look comes anyway.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from energy.grid.ladder import Ladder
 from energy.grid.signal import Intensity, format_utc
 from models.manifest import OperatingPoint
 from models.store import write_atomic
+from server.node.figures import Figures
 from server.settings import ShapingSettings
-from server.shaping.policy import Decision, DialState, PolicyState, code, decide
+from server.shaping.policy import Decision, DialState, Inputs, PolicyState, code, decide
 
 log = structlog.get_logger(__name__)
 
 Push = Callable[[DialState], Awaitable[None]]
+Ask = Callable[[], Awaitable[Figures | None]]
 
 JITTER = 0.1
 """A poll comes up to this share early or late, so that many clusters do not ask in step."""
@@ -50,7 +53,11 @@ class ShapingController:
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[], float] = random.random,
         first_version: int | None = None,
+        ask: Ask | None = None,
+        state_file: Path | None = None,
     ) -> None:
+        """`ask` gives the server's figures, None where it cannot: what the policies weigh hours and budgets by.
+        `state_file` keeps what they learn; without one a restart begins anew."""
         # Replicas may outlive the controller and ignore older versions: start above every earlier run's.
         version = int(time.time()) if first_version is None else first_version
         self.dial = replace(DialState.initial(points, settings), version=version)
@@ -62,7 +69,10 @@ class ShapingController:
         self._push = push
         self._clock = clock
         self._uniform = uniform
-        self._state = PolicyState()
+        self._ask = ask
+        self._state_file = state_file
+        self._state = _remembered(state_file)
+        self._requests: tuple[float, int] | None = None
         self._signal: Intensity | None = None
         self._pushed: DialState | None = None
         self._next_look_s = clock()
@@ -80,8 +90,9 @@ class ShapingController:
         It is what the grid asks for now, made of the new points; the caller pushes it.
         """
         self._points = tuple(points)
-        self._state, decision = decide(self._state, self._signal, self._settings, self._clock(), self._points)
-        self.dial = DialState(decision.point_by_class, decision.reason_by_class, self.dial.version + 1)
+        inputs = Inputs(self._ladder.provider.now())
+        self._state, decision = decide(self._state, self._signal, self._settings, self._clock(), self._points, inputs)
+        self.dial = DialState.of(decision, self.dial.version + 1)
         self._pushed = self.dial
         return self.dial
 
@@ -110,20 +121,44 @@ class ShapingController:
     async def step(self) -> None:
         """One turn: read the grid if its time has come, decide, record, push what changed."""
         now_s = self._clock()
-        if now_s >= self._next_look_s:
+        looked = now_s >= self._next_look_s
+        if looked:
             self._next_look_s = now_s + self._period_s()
             self._signal = (await self._ladder.read()).reading
-        decision = self._decide()
+        decision = self._decide(await self._inputs(now_s))
         await self._record(decision)
+        if looked:
+            await self._remember()
         if self._pushed != self.dial:
             await self._push_dial()
 
     def _period_s(self) -> float:
         return self._settings.poll_period_s * (1 + JITTER * (2 * self._uniform() - 1))
 
-    def _decide(self) -> Decision:
+    async def _inputs(self, now_s: float) -> Inputs:
+        """What there is to know beside the grid."""
+        now = self._ladder.provider.now()
+        figures = None if self._ask is None else await self._ask()
+        if figures is None:
+            return Inputs(now)
+        before, self._requests = self._requests, (now_s, figures.requests)
+        rate = None
+        if before is not None and now_s > before[0] and figures.requests >= before[1]:
+            rate = (figures.requests - before[1]) / (now_s - before[0])
+        return Inputs(now, rate, figures.joules)
+
+    async def _remember(self) -> None:
+        if self._state_file is None:
+            return
+        content = json.dumps(self._state.to_dict()).encode()
+        try:
+            await asyncio.to_thread(write_atomic, self._state_file, content)
+        except OSError as error:
+            log.warning("policy_state_not_written", path=str(self._state_file), error=str(error))
+
+    def _decide(self, inputs: Inputs) -> Decision:
         before = self.dial
-        self._state, decision = decide(self._state, self._signal, self._settings, self._clock(), self._points)
+        self._state, decision = decide(self._state, self._signal, self._settings, self._clock(), self._points, inputs)
         self.dial = before.followed_by(decision)
         switched = before.point_by_class["standard"] != decision.point
         self.switches_total += switched
@@ -162,6 +197,7 @@ class ShapingController:
             "provider": provider.name,
             "dial_point": decision.point,
             "dial_version": self.dial.version,
+            "dial_level": round(self._state.level, 4),
             "policy": self._settings.policy,
             "reason": decision.reason,
             "switches_total": self.switches_total,
@@ -175,3 +211,16 @@ class ShapingController:
             log.exception("dial_not_pushed", version=dial.version)
         else:
             self._pushed = dial
+
+
+def _remembered(path: Path | None) -> PolicyState:
+    """What an earlier run learned; nothing if the file is missing or damaged."""
+    if path is None:
+        return PolicyState()
+    try:
+        return PolicyState.from_dict(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return PolicyState()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("policy_state_ignored", path=str(path), error=str(error))
+        return PolicyState()

@@ -2,24 +2,50 @@
 
 Classes: `strict` is always answered by full quality; `eco` always by the cheapest point that meets its floor;
 `standard` by the point that the policy picks, never below its floor. Points come from a manifest: position 0
-is full quality, each next one is cheaper. A floor that no point meets is answered by full quality.
+is full quality, each next one is cheaper. A floor that no point meets is answered by full quality. Between two points
+the requests are divided by their text (`server.shaping.sides`).
 
 Reasons are short, `code` or `code:detail`: `strict`, `eco`, `off`, `pin`, `floor:0.95`, `grid-dirty:412>350`,
-`grid-clean:280<300`, `grid-band:320`, `grid-unknown`, `grid-assumed`; `dwell:<code>` while a switch waits.
+`grid-clean:280<300`, `grid-band:320`, `grid-unknown`, `grid-assumed`, `grid-learning:3/12`, `rank-dirty:0.81>0.52`,
+`rank-clean:0.31<0.48`, `rank-band:0.50`, `switch-limit:1.5`, `static-dirty:412>350`, `static-clean:280<300`,
+`static-band:320` (`percentile` goes by the thresholds where the grid is one number: a constant has no dirtiest hours),
+`budget-kept:31%`, `budget-tight:80%`, `budget-spent:101%`, `budget-unmeasured`; `dwell:<code>` while a switch waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Literal, Self, get_args
 
 from energy.grid.signal import Intensity
 from models.manifest import OperatingPoint
 from server.settings import ShapingSettings
+from server.shaping import budget, percentile
+from server.shaping.budget import BudgetState
+from server.shaping.percentile import PercentileState
+from server.shaping.sides import Split
 
 QualityClass = Literal["strict", "standard", "eco"]
 CLASSES: tuple[QualityClass, ...] = get_args(QualityClass)
+
+LONGEST_STEP_S = 6 * 3600.0
+"""A longer pause between two decisions (the server was off) counts as this."""
+SHARE_STEP = 0.01
+"""The dial stands at multiples of this between two points."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a decision may look at beside the grid. None: nobody knows."""
+
+    now: datetime | None = None
+    """The time on the grid's clock (aware): a replay's is the recording's. Without it, `now_s` counts as one."""
+    requests_per_s: float | None = None
+    """Standard requests a second since the last decision."""
+    joules_total: float | None = None
+    """The meter's total so far."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +56,23 @@ class PolicyState:
     """The grid counts as dirty (hysteresis included)."""
     switched_s: float | None = None
     """When `dirty` last changed, on the clock that `decide` is given; None before the first switch."""
+    level: float = 0.0
+    """Where the dial stands, from 0 (full quality) to 1 (the cheapest point allowed)."""
+    decided: datetime | None = None
+    """When the last decision was made, on the grid's clock."""
+    percentile: PercentileState = field(default_factory=PercentileState)
+    budget: BudgetState = field(default_factory=BudgetState)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serializable: what a restart should still know. A dwell begins anew."""
+        return {"percentile": self.percentile.to_dict(), "budget": self.budget.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse. Raises KeyError, TypeError or ValueError on anything else."""
+        return cls(
+            percentile=PercentileState.from_dict(data["percentile"]), budget=BudgetState.from_dict(data["budget"])
+        )
 
 
 @dataclass(frozen=True)
@@ -40,6 +83,8 @@ class Decision:
     """Index of the standard class's point; 0 is full quality."""
     point_by_class: dict[QualityClass, str]
     reason_by_class: dict[QualityClass, str]
+    split: Split | None = None
+    """Which standard requests a cheaper point answers, while the dial stands between two points."""
 
     @property
     def point(self) -> str:
@@ -59,16 +104,30 @@ class DialState:
     point_by_class: dict[QualityClass, str]
     reason_by_class: dict[QualityClass, str]
     version: int = 0
+    split: Split | None = None
 
     @classmethod
     def initial(cls, points: Sequence[OperatingPoint], settings: ShapingSettings) -> Self:
         """What holds before the grid was first looked at."""
         _, decision = decide(PolicyState(), None, settings, 0.0, points)
-        return cls(decision.point_by_class, decision.reason_by_class)
+        return cls.of(decision, 0)
 
-    def answers(self, quality: QualityClass) -> tuple[str, str]:
-        """Name of the point that answers the class, and why."""
-        return self.point_by_class[quality], self.reason_by_class[quality]
+    @classmethod
+    def of(cls, decision: Decision, version: int) -> Self:
+        """The state that `decision` asks for."""
+        return cls(decision.point_by_class, decision.reason_by_class, version, decision.split)
+
+    def answers(self, quality: QualityClass, session: bytes | None = None) -> tuple[str, str]:
+        """Name of the point that answers the class, and why. `session` is whatever stays the same for a
+        conversation; without one the better side answers."""
+        point = self.point_by_class[quality]
+        if quality == "standard" and session is not None and self.split is not None and self.split.takes(session):
+            point = self.split.point
+        return point, self.reason_by_class[quality]
+
+    def points(self) -> set[str]:
+        """Every point that may answer."""
+        return {*self.point_by_class.values(), *(() if self.split is None else (self.split.point,))}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serializable, for Serve's `user_config`."""
@@ -76,6 +135,7 @@ class DialState:
             "point_by_class": dict(self.point_by_class),
             "reason_by_class": dict(self.reason_by_class),
             "version": self.version,
+            "split": None if self.split is None else self.split.to_dict(),
         }
 
     @classmethod
@@ -86,7 +146,13 @@ class DialState:
                 raise ValueError(f"dial.{name}: must map each of {', '.join(CLASSES)}")
         if not isinstance(data.get("version"), int):
             raise ValueError("dial.version: must be a whole number")
-        return cls(dict(data["point_by_class"]), dict(data["reason_by_class"]), data["version"])
+        split = data.get("split")
+        return cls(
+            dict(data["point_by_class"]),
+            dict(data["reason_by_class"]),
+            data["version"],
+            None if split is None else Split.from_dict(split),
+        )
 
     def followed_by(self, decision: Decision) -> Self:
         """The next state if `decision` differs in a point or in a reason's code, else this one.
@@ -95,9 +161,9 @@ class DialState:
         """
         codes = {c: code(r) for c, r in decision.reason_by_class.items()}
         same_codes = codes == {c: code(r) for c, r in self.reason_by_class.items()}
-        if same_codes and decision.point_by_class == self.point_by_class:
+        if same_codes and decision.point_by_class == self.point_by_class and decision.split == self.split:
             return self
-        return type(self)(decision.point_by_class, decision.reason_by_class, self.version + 1)
+        return self.of(decision, self.version + 1)
 
 
 def code(reason: str) -> str:
@@ -112,57 +178,140 @@ def decide(
     settings: ShapingSettings,
     now_s: float,
     points: Sequence[OperatingPoint],
+    inputs: Inputs | None = None,
 ) -> tuple[PolicyState, Decision]:
     """The next state and what each class is answered by.
 
     `now_s` is any monotone clock in seconds, the same for every call. `signal` is None if nothing is known of
-    the grid: then standard requests return to full quality, after the dwell.
+    the grid: then standard requests return to full quality, after the dwell (`budget` goes on by what it knows).
     """
+    inputs = inputs or Inputs()
     floors = settings.floors
-    if settings.policy == "off":
-        state, wanted, reason = PolicyState(), 0, "off"
-    elif settings.policy == "pin":
-        state, reason = PolicyState(), "pin"
-        wanted = _index(points, settings.pin_point)
-    else:
-        state, reason = _threshold(state, signal, settings, now_s)
-        wanted = _index(points, settings.fallback_point) if state.dirty else 0
-    dial = _meeting(points, wanted, floors.standard)
-    if dial != wanted and (dial == 0 or settings.policy == "pin" or settings.fallback_point is not None):
+    named = settings.pin_point if settings.policy == "pin" else settings.fallback_point
+    wanted = _index(points, named)
+    lowest = _meeting(points, wanted, floors.standard)
+    state, level, reason = _level(state, signal, settings, now_s, points, lowest, inputs)
+    position = level * lowest
+    if lowest != wanted and level > 0 and (lowest == 0 or named is not None):
         reason = f"floor:{floors.standard:g}"
-    standard = points[dial].name
+    better, share = _place(position)
+    split = Split(points[better + 1].name, share) if share else None
     eco = points[_meeting(points, len(points) - 1, floors.eco)].name
     return state, Decision(
-        dial=dial,
-        point_by_class={"strict": points[0].name, "standard": standard, "eco": eco},
+        dial=better + (share >= 0.5),
+        point_by_class={"strict": points[0].name, "standard": points[better].name, "eco": eco},
         reason_by_class={"strict": "strict", "standard": reason, "eco": "eco"},
+        split=split,
     )
 
 
-def _threshold(
-    state: PolicyState, signal: Intensity | None, settings: ShapingSettings, now_s: float
-) -> tuple[PolicyState, str]:
-    dirty, reason = _wanted(state.dirty, signal, settings)
-    if dirty == state.dirty:
-        return state, reason
-    if state.switched_s is not None and now_s - state.switched_s < settings.min_dwell_s:
-        return state, f"dwell:{code(reason)}"
-    return replace(state, dirty=dirty, switched_s=now_s), reason
+def _place(position: float) -> tuple[int, float]:
+    """The better of the two points that `position` lies between, and the share of the requests at the other."""
+    better = int(position)
+    share = round((position - better) / SHARE_STEP) * SHARE_STEP
+    return (better + 1, 0.0) if share >= 1 - SHARE_STEP / 2 else (better, share)
 
 
-def _wanted(dirty: bool, signal: Intensity | None, settings: ShapingSettings) -> tuple[bool, str]:
+def _level(
+    state: PolicyState,
+    signal: Intensity | None,
+    settings: ShapingSettings,
+    now_s: float,
+    points: Sequence[OperatingPoint],
+    lowest: int,
+    inputs: Inputs,
+) -> tuple[PolicyState, float, str]:
+    """The next state, where the dial stands between full quality (0) and the point `lowest` (1), and why.
+
+    What the percentile and budget policies learn goes on under every policy, so that changing to one of them starts
+    neither from nothing nor from a wrong past.
+    """
+    now = datetime.fromtimestamp(now_s, UTC) if inputs.now is None else inputs.now
+    state, elapsed_s = _learn(state, signal, settings, now, points, lowest, inputs)
+    if settings.policy == "off":
+        state, level, reason = replace(state, dirty=False, switched_s=None), 0.0, "off"
+    elif settings.policy == "pin":
+        state, level, reason = replace(state, dirty=False, switched_s=None), 1.0, "pin"
+    elif settings.policy == "budget":
+        cheapest = _cost_share(points, lowest)
+        wanted, reason = budget.wanted_level(state.budget, cheapest, now, settings)
+        level = _towards(state.level, wanted, elapsed_s, settings)
+    else:
+        dirty, reason = _wanted(state, signal, settings, now)
+        if dirty == state.dirty:
+            pass
+        elif state.switched_s is not None and now_s - state.switched_s < settings.min_dwell_s:
+            reason = f"dwell:{code(reason)}"
+        else:
+            ranked = state.percentile
+            if _by_rank(signal, settings):
+                ranked = percentile.switched(ranked, settings)
+            state = replace(state, dirty=dirty, switched_s=now_s, percentile=ranked)
+        level = float(state.dirty)
+        if settings.policy == "percentile":
+            level = _towards(state.level, level, elapsed_s, settings)
+    return state if level == state.level else replace(state, level=level), level, reason
+
+
+def _learn(
+    state: PolicyState,
+    signal: Intensity | None,
+    settings: ShapingSettings,
+    now: datetime,
+    points: Sequence[OperatingPoint],
+    lowest: int,
+    inputs: Inputs,
+) -> tuple[PolicyState, float]:
+    """The state after the time since the last decision, and how long that was, in seconds (0 at the first)."""
+    elapsed_s = 0.0
+    if state.decided is not None:
+        elapsed_s = max(0.0, min((now - state.decided).total_seconds(), LONGEST_STEP_S))
+    hours = elapsed_s / 3600
+    ruled = _by_rank(signal, settings)
+    ranked = percentile.elapse(state.percentile, hours, state.level, inputs.requests_per_s, settings, ruled)
+    if signal is not None and signal.kind in ("live", "replay"):
+        ranked = percentile.sample(ranked, signal.grams_per_kwh)
+    # What the period has cost counts whichever policy was in force then.
+    grams = None if signal is None else signal.grams_per_kwh
+    cost = 1 - state.level * (1 - _cost_share(points, lowest))
+    spent = budget.spend(state.budget, inputs.joules_total, grams, hours, cost, now, settings)
+    return replace(state, decided=now, percentile=ranked, budget=spent), elapsed_s
+
+
+def _towards(level: float, wanted: float, elapsed_s: float, settings: ShapingSettings) -> float:
+    """`level`, moved towards `wanted` as far as the swing allows."""
+    if settings.swing_s <= 0:
+        return wanted
+    step = elapsed_s / settings.swing_s
+    return max(level - step, min(level + step, wanted))
+
+
+def _cost_share(points: Sequence[OperatingPoint], index: int) -> float:
+    """What the point costs, as a share of full quality."""
+    return points[index].cpu_seconds_per_1k / points[0].cpu_seconds_per_1k
+
+
+def _by_rank(signal: Intensity | None, settings: ShapingSettings) -> bool:
+    """Whether the percentile policy decides by ranks: not where the grid is one number."""
+    return settings.policy == "percentile" and (signal is None or signal.kind != "static")
+
+
+def _wanted(state: PolicyState, signal: Intensity | None, settings: ShapingSettings, now: datetime) -> tuple[bool, str]:
     """Whether the grid should count as dirty, were there no dwell, and why."""
     if signal is None:
         return False, "grid-unknown"
     if signal.kind == "static" and signal.estimated:
         return False, "grid-assumed"
     grams = signal.grams_per_kwh
+    if _by_rank(signal, settings):
+        return percentile.wanted(state.percentile, state.dirty, grams, settings, now)
+    what = "static" if settings.policy == "percentile" else "grid"
     above, below = settings.dirty_above_grams_per_kwh, settings.clean_below_grams_per_kwh
     if grams > above:
-        return True, f"grid-dirty:{_show(grams)}>{_show(above)}"
+        return True, f"{what}-dirty:{_show(grams)}>{_show(above)}"
     if grams < below:
-        return False, f"grid-clean:{_show(grams)}<{_show(below)}"
-    return dirty, f"grid-band:{_show(grams)}"
+        return False, f"{what}-clean:{_show(grams)}<{_show(below)}"
+    return state.dirty, f"{what}-band:{_show(grams)}"
 
 
 def _index(points: Sequence[OperatingPoint], name: str | None) -> int:

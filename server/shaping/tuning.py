@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from models.store import write_atomic
 from server.config import nested
 from server.config_problems import SettingsError, leaves, problems_of, unknown_key
-from server.settings import BatchingBounds, CacheBounds, Section, Settings, ShapingSettings
+from server.settings import THRESHOLDS, BatchingBounds, CacheBounds, Section, Settings, ShapingSettings
 
 log = structlog.get_logger(__name__)
 
@@ -69,10 +69,16 @@ class Tunables(_Tunable):
     def apply(self, changes: Mapping[str, Any]) -> Self:
         """A new version with `changes` (dotted keys, values typed or as text), validated as a whole.
 
-        Nothing is taken if any part is wrong: SettingsError lists every problem.
+        Nothing is taken if any part is wrong: SettingsError lists every problem. A threshold changed under the default
+        policy chooses `threshold`, as it does in the settings.
         """
         _refuse_untunable(changes)
-        merged = _merged(self.to_user_config(), nested(changes))
+        changed = nested(changes)
+        merged = _merged(self.to_user_config(), changed)
+        shaping = changed.get("shaping", {})
+        default = ShapingSettings.model_fields["policy"].default
+        if self.shaping.policy == default and THRESHOLDS & shaping.keys() and "policy" not in shaping:
+            del merged["shaping"]["policy"]
         merged["version"] = self.version + 1
         return self.from_user_config(merged)
 

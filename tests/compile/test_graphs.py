@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,21 @@ def test_the_padding_tokens_own_vector_does_not_reach_the_exported_graph(exporte
         )
         digests.add((made.path / FILE).read_bytes())
     assert len(digests) == 1
+
+
+def test_a_word_that_stands_in_for_padding_keeps_its_vector(exported: Exported, tmp_path: Path) -> None:
+    """A vocabulary may have no padding token; the number used instead is then a word of some texts."""
+    context = dataclasses.replace(exported.context)
+    context.__dict__["pad"] = word = exported.context.train.ids[0][2]
+    exported.model.save(tmp_path / "model")
+    inputs = {"model": artifact(tmp_path / "model"), "forms": artifact(tmp_path, ranking=["torchscript"])}
+    made = Runner(tmp_path / "work", context).run("full", Export(18), inputs)
+    ids = np.array([[2, word, 3]])
+    arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    answered = open_session(made.path / FILE).run(["logits"], arrays)[0]
+    with torch.inference_mode():
+        expected = exported.model(**{name: torch.from_numpy(array) for name, array in arrays.items()})[0].numpy()
+    assert answered == pytest.approx(expected, abs=1e-5)
 
 
 def test_embedding_rows_keep_their_own_scale() -> None:

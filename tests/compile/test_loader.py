@@ -91,6 +91,10 @@ def test_the_digest_changes_with_any_text_or_label_and_not_with_the_place(tmp_pa
         ("text,label\n" + "a,0\n" * 30, "data.label", "fewer than two"),
         ("text,label\n" + "a,\nb,1\n" * 30, "data.label", "empty"),
         ("", "data.label", "no column"),
+        ("text,label\n", "data.train", "no rows"),
+        (ROWS + ",1\n", "data.text", "zero length, the first in row 91"),
+        (ROWS + "late,-1\n", "data.label", "label -1"),
+        (ROWS + "late,5000\n", "data.label", "label 5000 of only 91 rows"),
     ],
 )
 def test_unfit_rows_are_refused_by_field(tmp_path: Path, content: str, field: str, words: str) -> None:
@@ -111,6 +115,31 @@ def test_a_missing_path_and_a_garbled_parquet_are_refused(tmp_path: Path) -> Non
     (tmp_path / "bad.parquet").write_bytes(b"not a parquet file")
     with pytest.raises(DataError, match=r"bad\.parquet cannot be read"):
         load_dataset(DataSpec(source=str(tmp_path / "bad.parquet")), 1)
+
+
+def test_real_labels_make_a_regression_task(tmp_path: Path) -> None:
+    rows = "text,label\n" + "".join(f"number {i},{i / 8}\n" for i in range(40))
+    dataset = load_dataset(DataSpec(source=str(csv_file(tmp_path, rows)), task="regression"), 1)
+    assert dataset.regression
+    assert dataset.labels == ("score",)
+    assert dataset.train.labels.dtype == np.float32
+    assert all(
+        f"number {int(label * 8)}" == text
+        for text, label in zip(dataset.train.texts, dataset.train.labels, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("label", "words"), [("warm", "no numbers"), ("nan", "not finite"), ("", "no numbers")])
+def test_labels_that_are_no_numbers_are_refused_for_regression(tmp_path: Path, label: str, words: str) -> None:
+    source = csv_file(tmp_path, f"text,label\na,0.5\nb,1.5\nc,{label}\n")
+    with pytest.raises(DataError, match=words):
+        load_dataset(DataSpec(source=str(source), task="regression"), 1)
+
+
+def test_real_labels_ask_for_the_regression_task(tmp_path: Path) -> None:
+    source = csv_file(tmp_path, "text,label\na,0.5\nb,1.5\nc,2\n")
+    with pytest.raises(DataError, match="to regression"):
+        load_dataset(DataSpec(source=str(source)), 1)
 
 
 @given(rows=st.integers(2, 200), share=st.floats(0.01, 0.49), seed=st.integers(0, 5))

@@ -90,8 +90,8 @@ def test_a_figure_that_is_not_a_number_never_meets_a_gate() -> None:
 def test_what_a_killed_attempt_spent_is_added_to_the_next(tmp_path: Path) -> None:
     class Killed(Count):
         def call(self, inputs: Any, out: Path, context: Any) -> dict[str, Any]:
-            if not (out / "half").exists():
-                (out / "half").touch()
+            if not (out / "checkpoint").exists():
+                (out / "checkpoint").touch()
                 sum(range(3_000_000))
                 context.note_spent()
                 raise KeyboardInterrupt

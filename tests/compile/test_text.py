@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from compile.data.dataset import Split
 from compile.text import Encoded, encode, feed, load_tokenizer, pad_id, served_batches, sorted_batches
@@ -70,3 +73,18 @@ def test_pairs_carry_the_side_of_every_token(tiny_base: Path) -> None:
     encoded = encode(load_tokenizer(tiny_base / "tokenizer.json"), split)
     assert encoded.types == ((0, 0, 0, 1, 1, 1),)
     assert feed(encoded, [0], 0)["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (["a", "[PAD]"], 1),
+        (["a", "</s>", "<pad>"], 2),
+        (["a", "b", "<|endoftext|>"], 2),
+        (["a", "</s>"], 1),
+        (["a"], 0),
+    ],
+)
+def test_where_no_token_pads_the_one_that_ends_texts_does(tokens: list[str], expected: int) -> None:
+    vocabulary = {token: at for at, token in enumerate(tokens)}
+    assert pad_id(Tokenizer(WordLevel(vocabulary, unk_token="a"))) == expected

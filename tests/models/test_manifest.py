@@ -61,6 +61,61 @@ def test_what_is_wrong_with_a_manifest_is_named(tiny_version: Version, message: 
         Manifest.model_validate({**tree, **BROKEN[message](tree)})
 
 
+CASCADE = {"first": "nano", "temperature": 1.5, "threshold": 0.8, "escalated_share": 0.25}
+
+
+def cascaded(version: Version, variant: str = "full", **changes: Any) -> dict[str, Any]:
+    """The manifest's tree with a cascade (`full` behind `nano` unless changed) as its second point."""
+    tree = changed(version)
+    point = {**tree["points"][0], "name": "cascade", "variant": variant, "cascade": {**CASCADE, **changes}}
+    return {**tree, "points": [tree["points"][0], point, *tree["points"][1:]]}
+
+
+def test_a_cascade_is_a_point_like_any_other(tiny_version: Version) -> None:
+    manifest = Manifest.model_validate(cascaded(tiny_version))
+    cascade = manifest.points[1].cascade
+    assert cascade is not None
+    assert (cascade.first, cascade.temperature, cascade.threshold, cascade.escalated_share) == ("nano", 1.5, 0.8, 0.25)
+    assert [point.cascade for point in manifest.points if point.name != "cascade"] == [None] * 3
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+def test_a_manifest_written_before_there_were_cascades_is_read(tiny_version: Version) -> None:
+    tree = changed(tiny_version)
+    tree["points"] = [
+        {name: value for name, value in point.items() if name not in ("cascade", "relative_accuracy_lower")}
+        for point in tree["points"]
+    ]
+    assert Manifest.model_validate(tree) == tiny_version.manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"first": "gone"}, "points.cascade: variant 'gone' is not in"),
+        ({"variant": "gone"}, "points.cascade: variant 'gone' is not in"),
+        ({"first": "full"}, "points.cascade: cascade.first 'full' must be cheaper than 'full'"),
+        ({"variant": "nano", "first": "full"}, "points.cascade: cascade.first 'full' must be cheaper than 'nano'"),
+        ({"temperature": 0}, "temperature"),
+        ({"threshold": 1.01}, "threshold"),
+        ({"escalated_share": -0.1}, "escalated_share"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"third": "lite"}, "Extra inputs"),
+    ],
+)
+def test_a_cascade_that_cannot_be_is_refused(tiny_version: Version, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Manifest.model_validate(cascaded(tiny_version, **changes))
+
+
+def test_a_cascade_asks_no_reference(tiny_version: Version) -> None:
+    tree = cascaded(tiny_version, first="lite")
+    tree["points"] = [point for point in tree["points"] if point["name"] in ("full", "cascade")]
+    tree["variants"] = [{**variant, "reference": variant["name"] == "lite"} for variant in tree["variants"]]
+    with pytest.raises(ValidationError, match=r"points\.cascade: variant 'lite' is for reference only"):
+        Manifest.model_validate(tree)
+
+
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a//b", "a/../b", ".hidden", "a/.b", "", "a\n", "a b"])
 def test_a_file_outside_the_version_cannot_be_named(tiny_version: Version, path: str) -> None:
     tree = changed(tiny_version)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -272,3 +275,36 @@ def test_a_file_is_described_by_its_digest_and_size(tmp_path: Path) -> None:
 def test_the_stored_manifest_is_what_was_published(store: Store) -> None:
     version = publish_tiny_family(store)
     assert Manifest.model_validate_json((version.path / "manifest.json").read_bytes()) == version.manifest
+
+
+def test_what_a_killed_publisher_left_goes_at_the_next_publish(store: Store) -> None:
+    publish_tiny_family(store)
+    for name in (".publishing-abc", ".pruned-0001-abcdefabcdef"):
+        (store.root / "tiny" / name).mkdir()
+        (store.root / "tiny" / name / "half.onnx").write_bytes(b"half")
+    newest = publish_tiny_family(store, scale=2)
+    left = {path.name for path in (store.root / "tiny").iterdir()}
+    assert left == {*store.versions("tiny"), "current"}
+    assert store.open("tiny") == newest
+
+
+def test_a_publisher_at_work_is_waited_for(store: Store) -> None:
+    publish_tiny_family(store)
+    folder = store.root / "tiny"
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    (folder / ".publishing-alive").mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(publish_tiny_family, store, scale=2)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.3)
+        assert (folder / ".publishing-alive").is_dir()
+        os.close(held)
+        assert second.result(timeout=30).name.startswith("0002-")
+
+
+def test_a_publication_that_fails_leaves_no_empty_store_behind(store: Store, tmp_path: Path) -> None:
+    made = publish_tiny_family(Store(tmp_path / "other"))
+    with pytest.raises(FileNotFoundError):
+        store.publish(made.manifest, tmp_path / "nowhere")
+    assert not store.root.exists()

@@ -41,6 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[S
         "grid.provider": "replay",
         "grid.replay_path": grid,
         "grid.replay_speed": REPLAY_SPEED,
+        "shaping.policy": "threshold",
         "shaping.poll_period_s": POLL_S,
         "shaping.min_dwell_s": DWELL_S,
         "cache.enabled": "false",

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from models.store import Version
+from models.store import Store, Version
 from server.api.app import Replies
 from server.api.asking import Client
 from server.api.asking import ask as api_ask
@@ -36,6 +37,7 @@ from server.tracing import Tracer, endpoint_of, make_provider, open_tracer
 from tests.support.engines import gated, running, until
 from tests.support.listening import BODY, LANES, listening
 from tests.support.rpc import PREDICT, Meter, rpc_serving
+from tests.support.tiny_family import CASCADE, publish_tiny_family
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = (f"00-{TRACE_ID}-{PARENT_ID}-{flags}" for flags in ("01", "00"))
@@ -53,10 +55,15 @@ def family(tiny_version: Version) -> Family:
 
 
 @asynccontextmanager
-async def traced(family: Family) -> AsyncIterator[tuple[httpx.AsyncClient, InMemorySpanExporter]]:
+async def traced(
+    family: Family, standard: str = "full"
+) -> AsyncIterator[tuple[httpx.AsyncClient, InMemorySpanExporter]]:
     exporter = InMemorySpanExporter()
     tracer = Tracer(make_provider(SimpleSpanProcessor(exporter)))
-    async with listening(family, tracer=tracer) as running, httpx.AsyncClient(base_url=running.url) as client:
+    async with (
+        listening(family, tracer=tracer, standard=standard) as running,
+        httpx.AsyncClient(base_url=running.url) as client,
+    ):
         yield client, exporter
     tracer.close()
 
@@ -89,6 +96,23 @@ async def test_the_spans_of_a_request_hang_below_its_traceparent(family: Family,
     assert reply.headers["traceresponse"] == f"00-{TRACE_ID}-{root.context.span_id:016x}-01"
     assert root.attributes is not None
     assert root.attributes["jouleserve.point"] == "full"
+
+
+async def test_a_cascade_that_asks_its_second_variant_has_a_span_for_it(tmp_path: Path) -> None:
+    cascaded = load_family(publish_tiny_family(Store(tmp_path), threshold=0.6))
+    sure, mixed = b'{"inputs": "card card card card card card"}', b'{"inputs": [["card"], ["refund"], ["parcel my"]]}'
+    async with traced(cascaded, standard=CASCADE) as (client, exporter):
+        await ask(client, SAMPLED, sure)
+        assert set(by_name(exporter)) == {"predict", "tokenize", "queue", "infer"}
+        await ask(client, SAMPLED, mixed)
+        spans = by_name(exporter)
+    assert set(spans) == {"predict", "tokenize", "queue", "infer", "escalate"}
+    root, infer, escalate = spans["predict"], spans["infer"], spans["escalate"]
+    assert escalate.parent == root.context
+    assert infer.end_time == escalate.start_time  # the three ran in one batch, both times
+    assert escalate.start_time < escalate.end_time <= root.end_time  # type: ignore[operator]
+    assert root.attributes is not None
+    assert root.attributes["jouleserve.escalations"] == 3
 
 
 async def test_an_unsampled_request_leaves_no_spans_and_stays_unsampled(family: Family) -> None:

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from models.manifest import CostModel, Evidence, Manifest, OperatingPoint, TargetCpu, Variant
+from models.manifest import Cascade, CostModel, Evidence, Manifest, OperatingPoint, TargetCpu, Variant
 from models.store import Store, Version, file_ref
 
 LABELS = ("card", "refund", "parcel")
@@ -18,11 +18,15 @@ WORDS = ("[PAD]", "[UNK]", *LABELS, "please", "my", "where", "poison", *(f"w{i}"
 MAX_TOKENS = 64
 CHEAPER = {"full": 2.0, "lite": 1.0, "nano": 0.5}
 ACCURACY = {"full": 0.97, "lite": 0.95, "nano": 0.90}
+CASCADE = "full-nano"
 
 
-def publish_tiny_family(store: Store, family: str = "tiny", scale: float = 1.0, pair: bool = False) -> Version:
+def publish_tiny_family(
+    store: Store, family: str = "tiny", scale: float = 1.0, pair: bool = False, threshold: float | None = None
+) -> Version:
     """Publish a version. `lite` and `nano` score half and a quarter of what `full` does, so that one can tell which
-    answered; `scale` tells versions apart. The word `poison` gives not-a-number."""
+    answered; `scale` tells versions apart. The word `poison` gives not-a-number. With a `threshold`, the second point
+    is a cascade that asks `nano` and, where its largest probability is below that, `full`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_tokenizer(folder / "tokenizer.json")
@@ -31,6 +35,8 @@ def publish_tiny_family(store: Store, family: str = "tiny", scale: float = 1.0, 
             _write_graph(folder / f"{variant}.onnx", scale / 2**rank)
             variants.append(_variant(folder, variant))
             points.append(_point(variant))
+        if threshold is not None:
+            points.insert(1, _cascade(threshold))
         manifest = Manifest(
             family=family,
             created_utc="2026-01-01T00:00:00Z",
@@ -111,4 +117,16 @@ def _point(name: str) -> OperatingPoint:
         accuracy_lower=ACCURACY[name] - 0.01,
         relative_accuracy=ACCURACY[name],
         cpu_seconds_per_1k=CHEAPER[name],
+    )
+
+
+def _cascade(threshold: float) -> OperatingPoint:
+    return OperatingPoint(
+        name=CASCADE,
+        variant="full",
+        cascade=Cascade(first="nano", temperature=1.0, threshold=threshold, escalated_share=0.5),
+        accuracy=0.96,
+        accuracy_lower=0.95,
+        relative_accuracy=0.96,
+        cpu_seconds_per_1k=1.5,
     )

@@ -58,7 +58,7 @@ class Prediction(_message.Message):
     def __init__(self, labels: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictReply(_message.Message):
-    __slots__ = ("predictions", "variant", "point", "reason", "cache", "version", "joules", "joules_source")
+    __slots__ = ("predictions", "variant", "point", "reason", "cache", "version", "joules", "joules_source", "escalated")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     POINT_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class PredictReply(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     JOULES_FIELD_NUMBER: _ClassVar[int]
     JOULES_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ESCALATED_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     variant: str
     point: str
@@ -75,4 +76,5 @@ class PredictReply(_message.Message):
     version: str
     joules: float
     joules_source: str
-    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., variant: _Optional[str] = ..., point: _Optional[str] = ..., reason: _Optional[str] = ..., cache: _Optional[str] = ..., version: _Optional[str] = ..., joules: _Optional[float] = ..., joules_source: _Optional[str] = ...) -> None: ...
+    escalated: int
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., variant: _Optional[str] = ..., point: _Optional[str] = ..., reason: _Optional[str] = ..., cache: _Optional[str] = ..., version: _Optional[str] = ..., joules: _Optional[float] = ..., joules_source: _Optional[str] = ..., escalated: _Optional[int] = ...) -> None: ...

@@ -49,7 +49,7 @@ def test_columns_are_found(tmp_path: Path, text: str, name: str) -> None:
     [
         ("", "empty"),
         ("when,ci_lifecycle\n" + ROWS, "no time column"),
-        ("utc_time,price\n" + ROWS, "no intensity column"),
+        ("utc_time,price\n" + ROWS, "no value column"),
         ("utc_time,ci_lifecycle\n" + ROWS.replace("200", "lots"), "row 3: could not convert"),
         ("utc_time,ci_lifecycle\n" + ROWS.replace("200", "-5"), "row 3: -5.0 gCO2e/kWh is no grid"),
         ("utc_time,ci_lifecycle\n2024-05-01\n", "row 2:"),

@@ -18,3 +18,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 def tenfold(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """Another version, whose scores are ten times as large."""
     return load_family(publish_tiny_family(Store(tmp_path_factory.mktemp("store")), scale=10.0))
+
+
+@pytest.fixture(scope="session")
+def cascaded(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """A family with a cascade: `nano` is sure of five equal words, and unsure of four."""
+    return load_family(publish_tiny_family(Store(tmp_path_factory.mktemp("store")), threshold=0.6))

@@ -30,6 +30,12 @@ def test_a_variant_that_no_point_uses_stays_on_disk(tiny_version: Version) -> No
     assert set(load_family(replace(tiny_version, manifest=manifest)).runtimes) == {"full"}
 
 
+def test_the_variant_that_only_a_cascade_asks_is_loaded(tmp_path: Path) -> None:
+    version = publish_tiny_family(Store(tmp_path), threshold=0.6)
+    manifest = version.manifest.model_copy(update={"points": version.manifest.points[:2]})
+    assert set(load_family(replace(version, manifest=manifest)).runtimes) == {"full", "nano"}
+
+
 def test_a_family_of_pairs_is_warmed_with_pairs(tmp_path: Path) -> None:
     pairs = load_family(publish_tiny_family(Store(tmp_path), pair=True))
     tokens = pairs.tokenizer.encode(Text("card", "refund refund"), truncate=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from energy.grid.ladder import Ladder
 from energy.grid.replay import Recording, ReplayProvider
 from energy.grid.signal import Intensity, Unreachable
 from models.manifest import OperatingPoint
+from server.node.figures import Figures
 from server.settings import ShapingSettings
-from server.shaping.controller import ShapingController
+from server.shaping.controller import Ask, ShapingController
 from server.shaping.policy import DialState
 
 MIDNIGHT = datetime(2024, 5, 1, tzinfo=UTC)
@@ -36,7 +38,7 @@ POINTS = (point("full", 1.0, 3.0), point("lite", 0.97, 1.5))
 
 
 def settings(**changes: Any) -> ShapingSettings:
-    base = {"poll_period_s": 1, "min_dwell_s": 4}
+    base = {"policy": "threshold", "poll_period_s": 1, "min_dwell_s": 4}
     return ShapingSettings.model_validate(base | changes)
 
 
@@ -81,14 +83,23 @@ class Feed:
 class Bench:
     """A controller on a hand-turned clock, with what it pushed."""
 
-    def __init__(self, folder: Path, chosen: ShapingSettings) -> None:
+    def __init__(self, folder: Path, chosen: ShapingSettings, ask: Ask | None = None) -> None:
         self.clock = Clock()
         self.feed = Feed(self.clock)
         self.pushed: list[DialState] = []
         self.failures = 0
         self.grid_file = folder / "run" / "grid.json"
+        self.state_file = folder / "policy.json"
         self.controller = ShapingController(
-            Ladder(self.feed), POINTS, chosen, self.grid_file, self.push, clock=self.clock, uniform=lambda: 0.5
+            Ladder(self.feed),
+            POINTS,
+            chosen,
+            self.grid_file,
+            self.push,
+            clock=self.clock,
+            uniform=lambda: 0.5,
+            ask=ask,
+            state_file=self.state_file,
         )
 
     async def push(self, dial: DialState) -> None:
@@ -103,6 +114,11 @@ class Bench:
         self.feed.grams = grams
         await self.controller.step()
         return self.controller.dial.point_by_class["standard"]
+
+    def learned(self) -> dict[str, Any]:
+        """What a restart would find."""
+        learned: dict[str, Any] = json.loads(self.state_file.read_bytes())
+        return learned
 
     def report(self) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(self.grid_file.read_bytes())
@@ -170,6 +186,7 @@ async def test_the_grid_file_says_what_was_read_and_decided(tmp_path: Path) -> N
         "estimated": False,
         "age_s": 0,
         "dial_point": "lite",
+        "dial_level": 1.0,
         "policy": "threshold",
         "reason": "grid-dirty:412>350",
         "switches_total": 1,
@@ -272,6 +289,79 @@ async def test_a_replayed_day_moves_to_the_smaller_point_within_two_periods_of_i
     assert [name for _, name in moves] == ["lite", "full"]
     assert 20 <= moves[0][0] <= 22
     assert 35 <= moves[1][0] <= 37
+
+
+def asking(told: list[tuple[int, float]]) -> Ask:
+    """Figures with these requests and joules, one pair a look; None for the node process when there are no more."""
+    rest = iter(told)
+
+    async def ask() -> Figures | None:
+        one = next(rest, None)
+        return None if one is None else Figures(None, None, one[0], 0.0, one[1])
+
+    return ask
+
+
+async def test_counts_from_before_the_first_request_do_not_spoil_the_usual_rate(tmp_path: Path) -> None:
+    told = [(0, 0.0), (0, 0.0)] + [(18_000 * n, 0.0) for n in range(1, 97)]
+    bench = Bench(tmp_path, settings(policy="percentile", poll_period_s=1800), asking(told))
+    for hour in range(len(told)):
+        await bench.after(1800, 200 + hour % 7)
+    ranked = bench.learned()["percentile"]
+    assert ranked["usual_rate"] == pytest.approx(10)
+    assert 47 <= ranked["trail"]["count"] <= 50
+    assert bench.report()["reason"].startswith("rank-")
+
+
+async def test_a_ledger_that_lost_its_last_joule_costs_the_budget_nothing(tmp_path: Path) -> None:
+    chosen = settings(policy="budget", budget_amount=300, poll_period_s=300)
+    bench = Bench(tmp_path, chosen, asking([(0, 36e6), (0, 37.8e6), (0, 37.8e6 - 1), (0, 39.6e6 - 1)]))
+    spent = []
+    for _ in range(4):
+        await bench.after(300, 200)
+        spent.append(bench.learned()["budget"]["spent"])
+    assert spent == pytest.approx([0, 100, 100, 200])
+
+
+async def test_coming_back_to_the_budget_books_no_more_than_its_period(tmp_path: Path) -> None:
+    kwh = 3.6e6
+    budget = settings(policy="budget", budget_amount=300, poll_period_s=3600)
+    bench = Bench(tmp_path, budget, asking([(0, hour * kwh / 24) for hour in range(24 * 4)]))
+    spent = []
+    for hour in range(24 * 4):
+        if hour in (12, 84):
+            bench.controller.retune(budget if hour == 84 else settings(poll_period_s=3600))
+        await bench.after(3600, 240)
+        spent.append(bench.learned()["budget"]["spent"])
+    assert max(later - earlier for earlier, later in pairwise(spent)) == pytest.approx(10)
+    assert max(spent) <= 240
+
+
+async def test_a_restart_goes_on_from_what_was_learned(tmp_path: Path) -> None:
+    chosen = settings(policy="percentile", poll_period_s=3600)
+    first = Bench(tmp_path, chosen, asking([(3600 * n, 1e6 * n) for n in range(20)]))
+    for hour in range(20):
+        await first.after(3600, 200 + hour)
+    before = first.learned()
+    assert before["percentile"]["trail"]["count"] >= 12
+    second = Bench(tmp_path, chosen, asking([(3600 * 20, 20e6)]))
+    second.clock.now_s = first.clock.now_s
+    await second.after(60, 300)
+    after = second.learned()
+    assert after["percentile"]["trail"]["count"] - before["percentile"]["trail"]["count"] in (0, 1)
+    assert after["percentile"]["usual_rate"] == before["percentile"]["usual_rate"]
+    assert after["budget"]["spent"] == pytest.approx(before["budget"]["spent"] + 1 / 3.6 * 300)
+    assert second.report()["reason"].startswith("rank-")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"percentile": {}, "budget": {}}', b'{"percentile": 1}', b"\xff"]
+)
+async def test_a_damaged_memory_is_ignored_and_replaced(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "policy.json").write_bytes(content)
+    bench = Bench(tmp_path, settings())
+    assert await bench.after(0, 412) == "lite"
+    assert bench.learned()["percentile"]["trail"]["count"] == 1
 
 
 async def _until(true: Any) -> None:

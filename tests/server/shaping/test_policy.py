@@ -37,7 +37,12 @@ def grid(grams_per_kwh: float, kind: Kind = "live", estimated: bool = False) -> 
 
 
 def settings(**changes: Any) -> ShapingSettings:
-    base = {"dirty_above_grams_per_kwh": 350, "clean_below_grams_per_kwh": 300, "min_dwell_s": 100}
+    base = {
+        "policy": "threshold",
+        "dirty_above_grams_per_kwh": 350,
+        "clean_below_grams_per_kwh": 300,
+        "min_dwell_s": 100,
+    }
     return ShapingSettings.model_validate(base | changes)
 
 

@@ -34,7 +34,7 @@ async def test_a_replay_is_named_after_its_file_and_starts_where_told(tmp_path: 
 @pytest.mark.parametrize(
     ("content", "start", "said"),
     [
-        ("utc_time,ci\n", None, "no intensity column"),
+        ("utc_time,ci\n", None, "no value column"),
         ("utc_time,ci_lifecycle\n2024-05-01,1\n2024-05-02,2\n", "2030-01-01", "lies outside the recording"),
     ],
 )

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.config import Settings, SettingsError, nested
+from server.config import load as load_settings
 from server.shaping.tuning import Tunables, TuningWatcher, check_points, load, save, tune
 
 
@@ -40,6 +41,50 @@ def test_changes_are_applied_together_as_the_next_version() -> None:
     assert changed.shaping.floors.eco == 0.5
     assert changed.shaping.min_dwell_s == 60
     assert changed.batching.max_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy"),
+    [
+        ({}, "percentile"),
+        ({"shaping.min_dwell_s": 60}, "percentile"),
+        ({"shaping.dirty_above_grams_per_kwh": "320"}, "threshold"),
+        ({"shaping.clean_below_grams_per_kwh": 100}, "threshold"),
+        ({"shaping.clean_below_grams_per_kwh": 100, "shaping.policy": "percentile"}, "percentile"),
+        ({"shaping.clean_below_grams_per_kwh": 100, "shaping.policy": "off"}, "off"),
+    ],
+)
+def test_a_threshold_without_a_policy_means_the_policy_of_thresholds(settings: dict[str, Any], policy: str) -> None:
+    whole = Settings(**nested(settings))
+    assert whole.shaping.policy == policy
+    assert Tunables.of(whole).shaping.policy == policy
+    assert Tunables.from_user_config(Tunables.of(whole).to_user_config()).shaping.policy == policy
+    assert start().apply(settings).shaping.policy == policy
+
+
+def test_a_threshold_tuned_under_another_policy_than_the_default_leaves_it() -> None:
+    off = start().apply({"shaping.policy": "off"})
+    assert off.apply({"shaping.dirty_above_grams_per_kwh": 500}).shaping.policy == "off"
+    again = off.apply({"shaping.policy": "percentile", "shaping.dirty_above_grams_per_kwh": 500})
+    assert again.shaping.policy == "percentile"
+
+
+def test_layers_that_name_thresholds_and_a_policy_apart_are_taken_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "jouleserve.yaml"
+    file.write_text("shaping: {clean_below_grams_per_kwh: 200}")
+    loaded = load_settings(file)
+    assert "policy: threshold  # implied by others" in loaded.explain()
+    monkeypatch.setenv("JOULESERVE_SHAPING__POLICY", "percentile")
+    assert load_settings(file).settings.shaping.policy == "percentile"
+    assert load_settings(file, {"shaping.policy": "off"}).settings.shaping.policy == "off"
+    monkeypatch.delenv("JOULESERVE_SHAPING__POLICY")
+    file.write_text("shaping: {policy: percentile}")
+    assert load_settings(file, {"shaping.dirty_above_grams_per_kwh": "400"}).settings.shaping.policy == "percentile"
+    monkeypatch.setenv("JOULESERVE_SHAPING__DIRTY_ABOVE_GRAMS_PER_KWH", "500")
+    file.write_text("{}")
+    assert load_settings(file).settings.shaping.policy == "threshold"
 
 
 @pytest.mark.parametrize(

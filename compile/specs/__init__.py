@@ -1,0 +1,1 @@
+"""Settings of passes as a recipe gives them; plain data, no torch."""

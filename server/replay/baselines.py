@@ -1,0 +1,87 @@
+"""What the policies are compared with: fixed ones, trailing medians, hindsight, and forecasts as they were issued."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from energy.grid.signal import parse_utc
+from models.manifest import OperatingPoint
+from server.replay.course import Course, Floats
+from server.replay.errors import ReplayError
+from server.replay.figures import years_of
+from server.replay.simulate import Played, fixed, oracle_level
+
+Forecasts = Mapping[datetime, Sequence[float]]
+"""By the time of issue: gCO2e/kWh of the hours from then on."""
+
+
+def standing(course: Course, points: Sequence[OperatingPoint], full_share: float) -> list[Played]:
+    """Always full, always the cheapest, a carbon-blind mix and the yearly oracle, the last two at `full_share`."""
+    cheap = 1 - full_share
+    best = oracle_level(course, [(begin, end, cheap) for begin, end, _ in years_of(course)])
+    return [
+        fixed(course, points, 0.0, "always full"),
+        fixed(course, points, 1.0, "always small"),
+        fixed(course, points, cheap, "carbon-blind mix"),
+        fixed(course, points, best, "oracle"),
+    ]
+
+
+def trailing_level(course: Course, days: float, full_share: float) -> Floats:
+    """All or nothing by rank in the trailing `days`, without hysteresis or correction."""
+    samples, ordered = max(1, round(days * 86_400 / course.step_s)), list[float]()
+    level = np.zeros(len(course))
+    values = course.grams_per_kwh.tolist()
+    for step, value in enumerate(values):
+        if value != value:
+            continue
+        insort(ordered, value)
+        if step >= samples and (old := values[step - samples]) == old:
+            ordered.pop(bisect_left(ordered, old))
+        rank = (bisect_left(ordered, value) + bisect_right(ordered, value)) / (2 * len(ordered))
+        level[step] = rank > full_share
+    return level
+
+
+def read_forecasts(path: Path) -> dict[datetime, list[float]]:
+    """Forecasts as issued: a CSV (or .csv.gz) of `issued_utc`, `target_utc`, `forecast`, sorted. Raises ReplayError."""
+    found: dict[datetime, list[float]] = {}
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as stream:
+            for row in csv.DictReader(stream):
+                found.setdefault(parse_utc(row["issued_utc"]), []).append(float(row["forecast"]))
+    except (OSError, KeyError, ValueError) as error:
+        raise ReplayError(f"{path}: {error}; give a CSV of issued_utc, target_utc and forecast") from None
+    return found
+
+
+def forecast_level(
+    course: Course, forecasts: Forecasts, full_share: float, past_days: float, horizon_h: int = 96
+) -> Floats:
+    """All or nothing by rank among the trailing `past_days` and the newest forecast's coming hours (each once).
+
+    `past_days` 0 looks ahead only. Before the first forecast, and where it has run out, the past alone counts.
+    """
+    per_hour = max(1, round(3600 / course.step_s))
+    past = round(past_days * 24)
+    hourly = course.grams_per_kwh[::per_hour]
+    issues = sorted(forecasts)
+    level = np.zeros(len(course))
+    for hour, value in enumerate(hourly):
+        now = course.start.timestamp() + hour * 3600
+        ahead: Sequence[float] = ()
+        if (place := bisect_right(issues, now, key=datetime.timestamp)) > 0:
+            issued = issues[place - 1]
+            begun = int((now - issued.timestamp()) // 3600)
+            ahead = forecasts[issued][begun:horizon_h]
+        seen = np.concatenate([hourly[max(0, hour - past) : hour + 1], ahead])
+        rank = ((seen < value).sum() + (seen == value).sum() / 2) / len(seen)
+        level[hour * per_hour : (hour + 1) * per_hour] = rank > full_share
+    return level

@@ -1,0 +1,131 @@
+"""What a replay is fed: recorded intensity and load on one even grid of steps, and what the feed may do wrong."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from energy.grid.replay import BadRecording, Recording, read_recording
+from energy.grid.signal import Implausible
+from server.replay.errors import ReplayError
+
+Floats = npt.NDArray[np.float64]
+
+LONGEST_STEP = timedelta(minutes=30)
+"""The dial is looked at so often at least; recordings with longer periods are held."""
+DIURNAL_SWING = 0.6
+DIURNAL_PEAK_HOUR = 14.0
+"""`diurnal` load is `1 + 0.6 cos` of the hour of the day, highest at 14 h local time (see `Course.of`)."""
+LOAD_COLUMNS = ("count", "requests", "requests_per_s", "load", "value")
+
+
+@dataclass(frozen=True)
+class Course:
+    """Steps of equal length. `grams_per_kwh` is NaN in the recording's gaps; `load` is requests a second, relative or
+    absolute as it was given."""
+
+    zone: str
+    start: datetime
+    step_s: float
+    grams_per_kwh: Floats
+    load: Floats
+
+    def __len__(self) -> int:
+        return len(self.grams_per_kwh)
+
+    @property
+    def days(self) -> float:
+        """Length in days."""
+        return len(self) * self.step_s / 86_400
+
+    def times(self) -> npt.NDArray[np.datetime64]:
+        """Start of every step, UTC."""
+        first = np.datetime64(self.start.replace(tzinfo=None), "s")
+        return first + np.arange(len(self)) * np.timedelta64(round(self.step_s), "s")
+
+    def cut(self, begin: int, end: int) -> Course:
+        """Steps `begin` to `end` alone."""
+        start = self.start + timedelta(seconds=begin * self.step_s)
+        return Course(self.zone, start, self.step_s, self.grams_per_kwh[begin:end], self.load[begin:end])
+
+
+def read_course(grid: Path, load: str, utc_offset_h: float = 0.0) -> Course:
+    """A course of the recording `grid` and `load`: `flat`, `diurnal`, or a CSV of times and requests.
+
+    `utc_offset_h` is the local time's offset, for `diurnal`. A load recording that is shorter than the grid's is
+    repeated by hour of the week. Raises ReplayError.
+    """
+    try:
+        recording = read_recording(grid)
+    except BadRecording as error:
+        raise ReplayError(f"--grid: {error}") from None
+    step = min(recording.step, LONGEST_STEP)
+    held = max(1, round(recording.step / step))
+    step_s = recording.step.total_seconds() / held
+    grams = np.repeat(_even(recording), held)
+    zone = grid.name.split(".")[0]
+    course = Course(zone, recording.start, step_s, grams, np.ones(len(grams)))
+    return with_load(course, load, utc_offset_h)
+
+
+def with_load(course: Course, load: str, utc_offset_h: float = 0.0) -> Course:
+    """The course with another load: `flat`, `diurnal` or the path of a CSV. Raises ReplayError."""
+    hours = _hours(course)
+    if load == "flat":
+        values = np.ones(len(course))
+    elif load == "diurnal":
+        phase = 2 * np.pi * (hours + utc_offset_h - DIURNAL_PEAK_HOUR) / 24
+        values = 1 + DIURNAL_SWING * np.cos(phase)
+    else:
+        values = _recorded_load(Path(load), hours)
+    return Course(course.zone, course.start, course.step_s, course.grams_per_kwh, values)
+
+
+def _hours(course: Course) -> Floats:
+    """Hours since a Monday 00:00 UTC, of every step."""
+    monday = datetime(1970, 1, 5, tzinfo=course.start.tzinfo)
+    first = (course.start - monday).total_seconds()
+    hours: Floats = (first + np.arange(len(course)) * course.step_s) / 3600
+    return hours
+
+
+def _even(recording: Recording) -> Floats:
+    """The recording's values on an even grid of its step, NaN where it has none."""
+    count = round(recording.length / recording.step)
+    values = np.full(count, np.nan)
+    for time, grams in zip(recording.times, recording.grams_per_kwh, strict=True):
+        place = int((time - recording.start) / recording.step)
+        if grams is not None and place < count:
+            values[place] = grams
+    return values
+
+
+def _recorded_load(path: Path, hours: Floats) -> Floats:
+    """Mean requests a second by hour of the week of the recording, looked up for every step."""
+    try:
+        recording = read_recording(path, LOAD_COLUMNS, _countable)
+    except BadRecording as error:
+        raise ReplayError(f"--load: {error}; or give flat or diurnal") from None
+    monday = datetime(1970, 1, 5, tzinfo=recording.start.tzinfo)
+    sums, counts = np.zeros(168), np.zeros(168)
+    for time, value in zip(recording.times, recording.grams_per_kwh, strict=True):
+        if value is not None:
+            slot = int((time - monday).total_seconds() // 3600) % 168
+            sums[slot] += value
+            counts[slot] += 1
+    if not sums.any():
+        raise ReplayError(f"--load: {path} holds no requests; give a recording with some")
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), sums.sum() / counts.sum())
+    rates: Floats = means[(hours.astype(np.int64)) % 168] / recording.step.total_seconds()
+    return rates
+
+
+def _countable(requests: float) -> float:
+    if not math.isfinite(requests) or requests < 0:
+        raise Implausible(f"{requests} is no number of requests")
+    return requests

@@ -1,0 +1,169 @@
+"""The percentile policy: the cheaper point in the dirtiest hours, and a wanted share of the answers at full quality.
+
+An hour's rank is its place among the hours of the past season and year. Above the wanted share it counts as dirty:
+with linear costs, all or nothing saves the most (a ramp between two percentiles saves about a fifth less). Three slow
+corrections keep it honest. *Debt*: full-quality answers given beyond the wanted share are taken back over months, never
+at once, and the other way round. *Band*: the distance to the threshold that a switch needs grows while the dial turns
+more often than it may; where that is not enough, it stays at full quality until it may turn again. *Unit of time*:
+everything counts in requests, so that the share is one of answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from server.settings import ShapingSettings
+from server.shaping.trail import Trail
+
+YEAR_WEIGHT = 0.7
+YEAR_REST_HOURS = 180 * 24.0
+"""Weight of the year's rank against the past season's: the year follows the seasons, which saves the most, and the
+season keeps the share. With less than `YEAR_REST_HOURS` of the calendar year to come the weight falls."""
+LEARNING_SAMPLES = 12
+"""Below so many samples nothing is ranked: full quality."""
+DEBT_GAIN = 2.0
+MOST_SHIFT = 0.3
+"""Debt of `d` hours moves the threshold by `DEBT_GAIN * d / rest` of rank, at most by this. The rest is what is left of
+the calendar year, never less than `quality_debt_days`; what is owed then is owed in the next year."""
+RATE_DAYS = 14.0
+"""Time constant of the switches a day."""
+BAND_FROM = 0.85
+BAND_GAIN = 0.3
+MOST_BAND = 0.45
+"""From `BAND_FROM` of the allowed switches a day on, each switch a day more widens the band by `BAND_GAIN` of rank."""
+MOST_ALLOWANCE_DAYS = 60.0
+"""So many days of switches not made can be saved up; a quarter of them is there at the beginning."""
+USUAL_DAYS = 14.0
+"""Time constant of the usual request rate."""
+MOST_WEIGHT = 5.0
+
+
+@dataclass(frozen=True)
+class PercentileState:
+    """What the percentile policy carries along. Hours are request time: a usual hour's worth of requests is one."""
+
+    trail: Trail = field(default_factory=Trail)
+    debt_hours: float = 0.0
+    """Hours of full quality given beyond the wanted share; below zero: owed."""
+    unsampled_hours: float = 1.0
+    """Request time since the last sample of the trail."""
+    switches_per_day: float = 0.0
+    allowance_days: float = MOST_ALLOWANCE_DAYS / 4
+    """Days of allowed switches that were not made."""
+    usual_rate: float | None = None
+    """Requests a second, slowly averaged; None before the first was seen."""
+    rated_hours: float = 0.0
+    """Hours that `usual_rate` is made of, those before the first request left out."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serializable."""
+        return {
+            "trail": self.trail.to_dict(),
+            "debt_hours": self.debt_hours,
+            "unsampled_hours": self.unsampled_hours,
+            "switches_per_day": self.switches_per_day,
+            "allowance_days": self.allowance_days,
+            "usual_rate": self.usual_rate,
+            "rated_hours": self.rated_hours,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse. Raises KeyError, TypeError or ValueError on anything else."""
+        usual = data["usual_rate"]
+        return cls(
+            Trail.from_dict(data["trail"]),
+            float(data["debt_hours"]),
+            float(data["unsampled_hours"]),
+            float(data["switches_per_day"]),
+            float(data["allowance_days"]),
+            None if usual is None else float(usual),
+            float(data["rated_hours"]),
+        )
+
+
+def elapse(
+    state: PercentileState, hours: float, level: float, rate: float | None, settings: ShapingSettings, ruled: bool
+) -> PercentileState:
+    """The state after `hours` in which the dial stood at `level` (0 full quality, 1 cheapest) and `rate` requests a
+    second came (None: unknown, then every hour weighs the same). `ruled`: by this policy's ranks; what others do
+    makes no debt and saves up no switches."""
+    state, weight = _rated(state, hours, rate)
+    if ruled:
+        state = replace(
+            state,
+            debt_hours=state.debt_hours + (1 - level - settings.full_share) * hours * weight,
+            allowance_days=min(state.allowance_days + hours / 24, MOST_ALLOWANCE_DAYS),
+        )
+    return replace(
+        state,
+        unsampled_hours=state.unsampled_hours + hours * weight,
+        switches_per_day=state.switches_per_day * max(0.0, 1 - hours / (24 * RATE_DAYS)),
+    )
+
+
+def _rated(state: PercentileState, hours: float, rate: float | None) -> tuple[PercentileState, float]:
+    """The state with the usual rate after `hours` of `rate`, and what each of them weighs.
+
+    The plain mean at first, so that a burst at the beginning passes; hours before the first request count nothing, as
+    there is no telling yet what would be usual.
+    """
+    if rate is None:
+        return state, 1.0
+    usual = state.usual_rate
+    if not usual and rate <= 0:
+        return state, 0.0
+    rated = state.rated_hours + hours
+    step = min(1.0, hours / min(rated, 24 * USUAL_DAYS)) if rated > 0 else 1.0
+    usual = usual + (rate - usual) * step if usual else rate
+    weight = min(rate / usual, MOST_WEIGHT) if usual > 0 else 0.0
+    return replace(state, usual_rate=usual, rated_hours=rated), weight
+
+
+def sample(state: PercentileState, grams_per_kwh: float) -> PercentileState:
+    """The state after a fresh reading: it becomes a sample if an hour of request time has passed since the last one."""
+    if state.unsampled_hours < 1:
+        return state
+    return replace(
+        state, trail=state.trail.with_sample(grams_per_kwh), unsampled_hours=min(state.unsampled_hours - 1, 1.0)
+    )
+
+
+def switched(state: PercentileState, settings: ShapingSettings) -> PercentileState:
+    """The state after the dial was turned."""
+    return replace(
+        state,
+        switches_per_day=state.switches_per_day + 1 / RATE_DAYS,
+        allowance_days=max(0.0, state.allowance_days - 1 / settings.max_switches_per_day),
+    )
+
+
+def wanted(
+    state: PercentileState, dirty: bool, grams_per_kwh: float, settings: ShapingSettings, now: datetime
+) -> tuple[bool, str]:
+    """Whether the grid should count as dirty, and why."""
+    if state.trail.count < LEARNING_SAMPLES:
+        return False, f"grid-learning:{state.trail.count}/{LEARNING_SAMPLES}"
+    rest_hours = (datetime(now.year + 1, 1, 1, tzinfo=UTC) - now).total_seconds() / 3600
+    rank = state.trail.rank(grams_per_kwh, YEAR_WEIGHT * min(1.0, rest_hours / YEAR_REST_HOURS))
+    threshold, band = threshold_of(state, settings, rest_hours)
+    if rank > threshold + band:
+        if not dirty and state.allowance_days < 2 / settings.max_switches_per_day:  # there and back
+            return False, f"switch-limit:{settings.max_switches_per_day:g}"
+        return True, f"rank-dirty:{rank:.2f}>{threshold + band:.2f}"
+    if rank < threshold - band:
+        return False, f"rank-clean:{rank:.2f}<{threshold - band:.2f}"
+    return dirty, f"rank-band:{rank:.2f}"
+
+
+def threshold_of(state: PercentileState, settings: ShapingSettings, rest_hours: float) -> tuple[float, float]:
+    """The rank above which the grid is dirty, and the half width of the band around it where nothing moves."""
+    rest_hours = max(rest_hours, settings.quality_debt_days * 24)
+    shift = max(-MOST_SHIFT, min(MOST_SHIFT, DEBT_GAIN * state.debt_hours / rest_hours))
+    threshold = max(0.0, min(1.0, settings.full_share - shift))
+    excess = state.switches_per_day - BAND_FROM * settings.max_switches_per_day
+    band = max(settings.rank_band, min(MOST_BAND, settings.rank_band + BAND_GAIN * excess))
+    # A band that reaches beyond all ranks would hold the dial for good.
+    return threshold, min(band, 0.95 * threshold, 0.95 * (1 - threshold))

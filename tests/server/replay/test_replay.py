@@ -1,0 +1,216 @@
+"""What-if: made-up courses with known answers, faults, the command, and a small part of the study on recorded data."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from server.cli import app
+from server.replay.baselines import forecast_level, standing, trailing_level
+from server.replay.command import allowed, changed, made_up_points, run, settings_for, sweep, swing_joules
+from server.replay.course import Course, read_course, with_load
+from server.replay.errors import ReplayError
+from server.replay.figures import figures_of, years_of
+from server.replay.simulate import Faults, fixed, oracle_level, simulate
+from server.settings import ShapingSettings
+
+POINTS = made_up_points(0.5)
+SETTINGS = ShapingSettings()
+SWING_J = swing_joules(POINTS, SETTINGS)
+BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def course(days: int = 40, step_s: float = 1800) -> Course:
+    steps = round(days * 86_400 / step_s)
+    hours = np.arange(steps) * step_s / 3600
+    grams = 300 + 100 * np.sin(2 * np.pi * hours / 24) + 60 * np.sin(2 * np.pi * hours / 80)
+    return Course("Z", BEGIN, step_s, grams, np.ones(steps))
+
+
+def write_csv(path: Path, days: int = 10, gap: int | None = None) -> Path:
+    rows = ["utc_time,ci_lifecycle"]
+    for hour in range(24 * days):
+        grams = "" if hour == gap else f"{300 + 100 * math.sin(2 * math.pi * hour / 24):.1f}"
+        rows.append(f"{BEGIN + timedelta(hours=hour):%Y-%m-%dT%H:%M:%SZ},{grams}")
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_grams_and_kilowatt_hours_of_the_fixed_policies_are_as_computed_by_hand() -> None:
+    even = Course("Z", BEGIN, 3600, np.full(100, 360.0), np.full(100, 10.0))
+    full, small, mix, _ = (figures_of(even, one, SWING_J) for one in standing(even, POINTS, 0.5))
+    # 100 h of 10 requests a second, a joule each: a kWh.
+    assert (full.kwh, full.gco2e) == (pytest.approx(1), pytest.approx(360))
+    assert (small.kwh, small.gco2e) == (pytest.approx(0.5), pytest.approx(180))
+    assert mix.relative_accuracy == pytest.approx(0.975)
+    assert mix.timing_gco2e == pytest.approx(0, abs=1e-9)
+    assert math.isnan(mix.of_oracle)
+    assert mix.to_dict()["of_oracle"] is None
+
+
+def test_the_oracle_takes_the_dirtiest_hours_and_no_other() -> None:
+    one = course()
+    level = oracle_level(one, [(0, len(one), 0.25)])
+    assert level.mean() == pytest.approx(0.25)
+    assert one.grams_per_kwh[level == 1].min() >= one.grams_per_kwh[level == 0].max()
+
+
+def test_nothing_beats_the_oracle_and_percentile_comes_close() -> None:
+    one = course()
+    chosen = changed(SETTINGS, max_switches_per_day=10)
+    ours = figures_of(one, simulate(one, POINTS, chosen), SWING_J)
+    assert 0.85 < ours.of_oracle <= 1
+    assert ours.full_share == pytest.approx(0.5, abs=0.04)
+    oracle = figures_of(one, standing(one, POINTS, ours.full_share)[3], SWING_J)
+    assert oracle.of_oracle == pytest.approx(1)
+    assert oracle.gco2e < ours.gco2e
+
+
+def test_the_same_replay_gives_the_same_figures() -> None:
+    one = course(10)
+    first, again = (simulate(one, POINTS, SETTINGS) for _ in range(2))
+    assert np.array_equal(first.level, again.level)
+    assert first.reasons == again.reasons
+
+
+def test_a_dead_feed_ends_at_full_quality_and_comes_back() -> None:
+    one = course(20)
+    faults = Faults(outage_s=6 * 3600, outage_every_s=10 * 86_400)
+    played = simulate(one, POINTS, SETTINGS, faults)
+    # No week of history yet to guess from: after the cached two hours the grid is unknown.
+    assert played.reasons["grid-unknown"] >= 4
+    dead = round(10 * 86_400 / one.step_s)
+    assert set(played.level[dead + 6 : dead + 12]) == {0.0}
+    assert played.level[dead + 12 :].max() == 1
+
+
+def test_late_readings_move_the_dial_late() -> None:
+    step = Course("Z", BEGIN, 1800, np.array([100.0] * 384 + [900.0] * 20), np.ones(404))
+    chosen = changed(SETTINGS, full_share=0.9)
+    prompt, late = (int(simulate(step, POINTS, chosen, Faults(age)).level[384:].argmax()) for age in (0, 7200))
+    assert late - prompt == 4
+
+
+def test_gaps_in_the_recording_cost_energy_and_no_grams(tmp_path: Path) -> None:
+    one = read_course(write_csv(tmp_path / "g.csv", gap=30), "flat")
+    assert np.isnan(one.grams_per_kwh).sum() == 2
+    figures = figures_of(one, fixed(one, POINTS, 0.0, "full"), SWING_J)
+    assert figures.kwh == pytest.approx(240 * 3600 / 3.6e6)
+    assert not math.isnan(figures.gco2e)
+    assert simulate(one, POINTS, SETTINGS).level.max() == 1
+
+
+def test_diurnal_load_is_highest_in_the_local_afternoon_and_one_in_the_mean() -> None:
+    loaded = with_load(course(10), "diurnal", utc_offset_h=-8)
+    assert loaded.load.mean() == pytest.approx(1)
+    assert np.argmax(loaded.load[:48]) / 2 == pytest.approx(22)
+
+
+def test_a_load_recording_is_laid_over_the_course_by_hour_of_the_week(tmp_path: Path) -> None:
+    path = tmp_path / "load.csv"
+    rows = [f"{BEGIN + timedelta(hours=h):%Y-%m-%dT%H:%M},{7200 if h % 24 == 9 else 3600}" for h in range(168)]
+    path.write_text("time,count\n" + "\n".join(rows))
+    loaded = with_load(course(21), str(path))
+    assert set(loaded.load.tolist()) == {1.0, 2.0}
+    assert (loaded.load[18::48] == 2).all()
+
+
+def test_a_year_of_a_few_days_belongs_to_its_neighbour() -> None:
+    odd = Course("Z", datetime(2019, 12, 20, tzinfo=UTC), 3600, np.zeros(24 * 387), np.ones(24 * 387))
+    assert years_of(odd) == [(0, len(odd), "2020")]
+    two = Course("Z", datetime(2020, 1, 1, tzinfo=UTC), 3600, np.zeros(24 * 731), np.ones(24 * 731))
+    assert years_of(two) == [(0, 8784, "2020"), (8784, 17_544, "2021")]
+
+
+def test_a_sweep_names_the_settings_for_a_wanted_quality() -> None:
+    one = course(20)
+    for policy, word in (("percentile", "shaping.full_share=0."), ("threshold", "shaping.dirty_above_grams_per_kwh=")):
+        base = changed(SETTINGS, policy=policy, max_switches_per_day=10)
+        frontier = sweep(one, POINTS, base)
+        shares = [figures.full_share for _, figures in frontier]
+        assert shares == sorted(shares)
+        assert word in settings_for(frontier, 0.7)
+    with pytest.raises(ReplayError, match="no threshold to vary"):
+        sweep(one, POINTS, changed(SETTINGS, policy="off"))
+
+
+def test_a_perfect_forecast_does_no_worse_than_the_past_alone() -> None:
+    one = course(40, 3600)
+    forecasts = {BEGIN + timedelta(days=day): one.grams_per_kwh[day * 24 : day * 24 + 96].tolist() for day in range(37)}
+    ahead = figures_of(one, fixed(one, POINTS, forecast_level(one, forecasts, 0.5, 7), "ahead"), SWING_J)
+    past = figures_of(one, fixed(one, POINTS, trailing_level(one, 7, 0.5), "past"), SWING_J)
+    assert ahead.of_oracle >= past.of_oracle - 0.01
+
+
+def test_points_below_the_floor_are_not_counted_as_savings() -> None:
+    strict = ShapingSettings.model_validate({"floors": {"standard": 0.99, "eco": 0.9}})
+    assert [point.name for point in allowed(POINTS, strict)] == ["full", "full"]
+    assert swing_joules(POINTS, strict) == 0
+    assert simulate(course(5), POINTS, strict).joules_per_1k.min() == 1000
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    out = tmp_path / "out" / "figures.json"
+    grid = write_csv(tmp_path / "DE.csv")
+    arguments = ["replay", "--grid", str(grid), "--small-share", "0.5", "--policy", "percentile", "--policy", "off"]
+    done = CliRunner().invoke(app, [*arguments, "--sweep", "--out", str(out)], env={"COLUMNS": "100"})
+    assert done.exit_code == 0, done.output
+    assert "for 50% at full quality: jouleserve tune shaping.full_share=0." in done.output
+    tree = json.loads(out.read_bytes())
+    names = [one["policy"] for one in tree["figures"]]
+    assert names == ["percentile", "off", "always full", "always small", "carbon-blind mix", "oracle"]
+    assert len(tree["sweep"]) == 11
+    assert tree["zone"] == "DE"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"grid": Path("nowhere.csv")}, "--grid: nowhere.csv"),
+        ({"load": "nowhere.csv"}, "--load: .*or give flat or diurnal"),
+        ({"plot": Path("/nowhere/x.png")}, "--plot"),
+        ({"settings": [ShapingSettings(fallback_point="nano")]}, "no operating point 'nano'; use one of full, small"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    given: dict[str, object] = {
+        "grid": write_csv(tmp_path / "g.csv", 3),
+        "load": "flat",
+        "rate": 1.0,
+        "points": POINTS,
+        "settings": [SETTINGS],
+        "faults": Faults(),
+        "utc_offset_h": 0.0,
+        "sweeping": False,
+        "out": None,
+        "plot": None,
+    }
+    with pytest.raises(ReplayError, match=said):
+        run(**(given | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
+def test_a_small_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ReplayError, match="not between 0 and 1"):
+        made_up_points(share)
+
+
+def test_a_year_of_great_britain_comes_close_to_the_oracle_and_keeps_its_promises() -> None:
+    folder = os.environ.get("JOULESERVE_TEST_DATA")
+    if not folder:
+        pytest.skip("JOULESERVE_TEST_DATA names no folder of test data")
+    from server.replay.study import SETTINGS as STUDIED
+    from server.replay.study import regions
+
+    (region,) = regions(Path(folder), "flat", ("GB",))
+    figures = region.score(simulate(region.course, POINTS, STUDIED))
+    assert figures.of_oracle >= 0.93
+    assert figures.switches_per_day <= 1.5
+    assert figures.full_share == pytest.approx(0.5, abs=0.01)
