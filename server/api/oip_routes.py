@@ -62,19 +62,43 @@ _BODY = {
 def oip_router(replies: Replies, release: str) -> APIRouter:
     """`/v2` and what is below it."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
-    engine = replies.engine
+    _add_metadata(router, replies, release)
+    _add_health(router, replies)
+    _add_inference(router, replies)
+    return router
 
-    def refused(error: EngineError) -> Response:
-        if isinstance(error, ClientGone):
-            return Response(status_code=499)  # nobody reads it
-        reply = replies.refuse(error)
-        response = Response(reply.body, reply.status, media_type="application/json")
-        response.raw_headers.extend(reply.headers)
-        return response
+
+def _refused(replies: Replies, error: EngineError) -> Response:
+    if isinstance(error, ClientGone):
+        return Response(status_code=499)  # nobody reads it
+    reply = replies.refuse(error)
+    response = Response(reply.body, reply.status, media_type="application/json")
+    response.raw_headers.extend(reply.headers)
+    return response
+
+
+def _add_metadata(router: APIRouter, replies: Replies, release: str) -> None:
+    engine = replies.engine
 
     @router.get("", summary="Name, release and extensions of the server")
     async def server() -> dict[str, Any]:
         return server_metadata(release)
+
+    @router.get("/models/{name}/versions/{version}", summary="Tensors of the model", responses=_MODEL_ERRORS)
+    async def versioned_model(name: Name, version: Version) -> Any:
+        try:
+            check_model(engine.family, name, version)
+        except EngineError as error:
+            return _refused(replies, error)
+        return model_metadata(engine.family)
+
+    @router.get("/models/{name}", summary="Tensors of the model", responses=_MODEL_ERRORS)
+    async def model(name: Name) -> Any:
+        return await versioned_model(name, "")
+
+
+def _add_health(router: APIRouter, replies: Replies) -> None:
+    engine = replies.engine
 
     @router.get("/health/live", response_class=Response, summary="Whether the server runs")
     async def live() -> Response:
@@ -87,63 +111,49 @@ def oip_router(replies: Replies, release: str) -> APIRouter:
         responses=_READY_ERRORS,
     )
     async def ready() -> Response:
-        return (
-            Response(status_code=200)
-            if engine.ready
-            else refused(NotReady("the server is stopping, or a worker of it has died"))
-        )
+        if engine.ready:
+            return Response(status_code=200)
+        return _refused(replies, NotReady("the server is stopping, or a worker of it has died"))
 
-    @router.get("/models/{name}/versions/{version}", summary="Tensors of the model", responses=_MODEL_ERRORS)
-    async def versioned_model(name: Name, version: Version) -> Any:
-        try:
-            check_model(engine.family, name, version)
-        except EngineError as error:
-            return refused(error)
-        return model_metadata(engine.family)
-
-    @router.get("/models/{name}", summary="Tensors of the model", responses=_MODEL_ERRORS)
-    async def model(name: Name) -> Any:
-        return await versioned_model(name, "")
-
-    model_ready_document: dict[str, Any] = {
+    document: dict[str, Any] = {
         "summary": "Whether the model answers",
         "response_class": Response,
         "responses": {**_MODEL_ERRORS, **_READY_ERRORS},
     }
 
-    @router.get("/models/{name}/versions/{version}/ready", **model_ready_document)
+    @router.get("/models/{name}/versions/{version}/ready", **document)
     async def versioned_ready(name: Name, version: Version) -> Response:
         try:
             check_model(engine.family, name, version)
         except EngineError as error:
-            return refused(error)
+            return _refused(replies, error)
         return await ready()
 
-    @router.get("/models/{name}/ready", **model_ready_document)
+    @router.get("/models/{name}/ready", **document)
     async def model_ready(name: Name) -> Response:
         return await versioned_ready(name, "")
 
-    infer_document: dict[str, Any] = {
+
+def _add_inference(router: APIRouter, replies: Replies) -> None:
+    document: dict[str, Any] = {
         "summary": "Classify texts",
         "responses": _ERRORS,
         "openapi_extra": {"requestBody": _BODY},
     }
 
-    @router.post("/models/{name}/versions/{version}/infer", **infer_document)
+    @router.post("/models/{name}/versions/{version}/infer", **document)
     async def versioned_infer(name: Name, version: Version, request: Request) -> Response:
         told: Headers = []
         try:
             response = await _infer(replies, name, version, request, told)
         except EngineError as error:
-            response = refused(error)
+            response = _refused(replies, error)
         response.raw_headers.extend(told)
         return response
 
-    @router.post("/models/{name}/infer", **infer_document)
+    @router.post("/models/{name}/infer", **document)
     async def infer(name: Name, request: Request) -> Response:
         return await versioned_infer(name, "", request)
-
-    return router
 
 
 async def _infer(replies: Replies, name: str, version: str, request: Request, told: Headers) -> Response:

@@ -63,9 +63,10 @@ def keys(tmp_path: Path) -> Path:
 
 def test_every_key_of_the_file_is_let_in(keys: Path) -> None:
     guard = Guard(keys, None, Clock())
-    for key in (ALI, BEA):
-        guard.admit(bearer(key), 1)
-    guard.admit(b"bearer  " + ALI.encode() + b" ", 1)
+    for sent in (bearer(ALI), bearer(BEA), b"bearer  " + ALI.encode() + b" "):
+        guard.admit(sent, 1)
+    with pytest.raises(Unauthenticated):
+        guard.admit(bearer(ALI + "x"), 1)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +273,8 @@ def test_asking_for_no_text_checks_the_key_and_takes_nothing(keys: Path) -> None
     for _ in range(5):
         guard.admit(bearer(ALI), 0)
     guard.admit(bearer(ALI), 1)
+    with pytest.raises(RateLimited):
+        guard.admit(bearer(ALI), 1)
 
 
 def test_without_keys_all_clients_share_one_limit() -> None:

@@ -218,6 +218,7 @@ async def test_an_unfinished_body_is_counted_no_more_when_its_client_leaves(fami
         await until(lambda: running.replies.intake.held_bytes > 0)
         writer.close()
         await until(lambda: running.replies.intake.held_bytes == 0)
+        assert (await running.raw(post(BODY, CLOSE, path=path))).startswith(b"HTTP/1.1 200")
 
 
 async def test_an_unexpected_failure_is_told_in_the_same_words(family: Family, path: str) -> None:

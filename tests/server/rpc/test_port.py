@@ -18,7 +18,7 @@ from server.api.app import Replies
 from server.engine.family import Family
 from server.lifetime import check_ports
 from server.rpc import check_installed
-from server.rpc.proto.predictor_pb2 import PredictRequest
+from server.rpc.proto.predictor_pb2 import PredictReply, PredictRequest
 from server.rpc.server import RpcServer
 from server.settings import ServerSettings, Settings
 from server.start_error import StartError
@@ -70,8 +70,10 @@ async def test_calls_are_taken_over_ipv6(family: Family) -> None:
         server = RpcServer(Replies(engine, Meter(), 1000, usage), "::1", port, 1000)
         await server.start()
         async with grpc.aio.insecure_channel(f"[::1]:{port}") as channel:
-            await channel.unary_unary(PREDICT)(PredictRequest(texts=["card"]).SerializeToString(), timeout=20)
+            message = PredictRequest(texts=["card"]).SerializeToString()
+            reply = PredictReply.FromString(await channel.unary_unary(PREDICT)(message, timeout=20))
         await server.stop()
+        assert reply.predictions[0].labels[0] == "card"
 
 
 def test_a_name_that_is_no_address_is_refused_with_its_setting() -> None:

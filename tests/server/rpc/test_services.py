@@ -290,5 +290,6 @@ async def test_several_servers_share_a_port(family: Family) -> None:
 
         other = RpcServer(Replies(rpc.engine, Meter(), 1000, rpc.usage), "127.0.0.1", port, 1000)
         await other.start()
-        await rpc.predict("card")
+        reply = await rpc.predict("card")
         await other.stop()
+        assert reply.predictions[0].labels[0] == "card"
