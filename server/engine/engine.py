@@ -123,13 +123,11 @@ class Engine:
         truncate: Truncation | None = None,
         is_gone: Callable[[], bool] = never_gone,
         timeout_s: float | None = None,
-        session: bytes | None = None,
     ) -> list[Answer]:
         """Answer every text, in order, within `timeout_s` where that is shorter than the engine's own limit. Raises an
         EngineError; if one text fails, the request fails.
 
-        While the dial stands between two points, `session` (its first text, if there is none) decides by which of them
-        a standard request is answered."""
+        While the dial stands between two points, a standard request's first text decides which of them answers it."""
         if not self._accepting:
             raise NotReady("the server is stopping; send the request again in a moment")
         limits = self.limits
@@ -141,7 +139,7 @@ class Engine:
         if timeout_s is not None and timeout_s < limit_s:
             limit_s = timeout_s
         deadline_ns = time.perf_counter_ns() + int(limit_s * 1e9)
-        asking = Asking(self._route(quality, texts, session), truncate, is_gone, limit_s, deadline_ns)
+        asking = Asking(self._route(quality, texts), truncate, is_gone, limit_s, deadline_ns)
         self._active += 1
         begun: Begun = []
         timer: asyncio.TimerHandle | None = None
@@ -162,13 +160,13 @@ class Engine:
                 timer.cancel()
             self._leave(begun)
 
-    def _route(self, quality: QualityClass, texts: Sequence[Text], session: bytes | None) -> Route:
+    def _route(self, quality: QualityClass, texts: Sequence[Text]) -> Route:
         """What answers this request."""
         if self._split_route is None or quality != "standard" or not texts:
             return self._routes[quality]
         split = self.dial.split
         assert split is not None
-        cheaper = split.takes(session or texts[0].first.encode("utf-8", "replace"))
+        cheaper = split.takes(texts[0].first.encode("utf-8", "replace"))
         return self._split_route if cheaper else self._routes[quality]
 
     async def drain(self, timeout_s: float) -> bool:

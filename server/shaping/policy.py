@@ -117,13 +117,9 @@ class DialState:
         """The state that `decision` asks for."""
         return cls(decision.point_by_class, decision.reason_by_class, version, decision.split)
 
-    def answers(self, quality: QualityClass, session: bytes | None = None) -> tuple[str, str]:
-        """Name of the point that answers the class, and why. `session` is whatever stays the same for a
-        conversation; without one the better side answers."""
-        point = self.point_by_class[quality]
-        if quality == "standard" and session is not None and self.split is not None and self.split.takes(session):
-            point = self.split.point
-        return point, self.reason_by_class[quality]
+    def answers(self, quality: QualityClass) -> tuple[str, str]:
+        """Name of the point that answers the class, and why. Some of the standard requests go to `split.point`."""
+        return self.point_by_class[quality], self.reason_by_class[quality]
 
     def points(self) -> set[str]:
         """Every point that may answer."""

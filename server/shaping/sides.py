@@ -1,7 +1,6 @@
 """Which side of a divided dial a request falls on: the same one for the same session, as long as the dial stands.
 
 A session is any bytes; the engine takes a request's first text, so that an equal text is answered by the same point.
-
 While the dial moves, each session changes sides once: those of the lowest fractions first, back in reverse order.
 """
 

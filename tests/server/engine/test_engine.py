@@ -27,6 +27,7 @@ from server.engine.errors import (
 from server.engine.family import Family
 from server.engine.tokenizer import Text, Truncation
 from server.shaping.policy import CLASSES, QualityClass
+from server.shaping.sides import Split
 from tests.support.engines import WatchedEngine, dial, gated, running, until
 
 POINTS = ("full", "lite", "nano")
@@ -47,6 +48,19 @@ async def test_an_answer_says_what_it_is_and_what_made_it(family: Family) -> Non
     assert answer.logits.tolist() == [1.0, 0.0, 0.0]  # half of what `full` gives
     assert (answer.variant, answer.point, answer.reason, answer.cache) == ("lite", "lite", "pin", "miss")
     assert answer.cpu_ns > 0
+
+
+async def test_only_standard_requests_are_divided_each_text_always_to_the_same_side(family: Family) -> None:
+    texts = [" ".join(["card"] * (1 + number % 7) + ["my"] * (number // 7)) for number in range(28)]
+    split = Split("nano", 0.5)
+    async with running(family, cache_max_bytes=0) as (engine, _):
+        engine.reconfigure(engine.limits, replace(dial(eco="lite"), split=split))
+        for text in texts:
+            wanted = "nano" if split.takes(text.encode()) else "full"
+            assert [(await ask_one(engine, text)).point for _ in range(2)] == [wanted, wanted]
+            assert (await ask_one(engine, text, "strict")).point == "full"
+            assert (await ask_one(engine, text, "eco")).point == "lite"
+    assert {split.takes(text.encode()) for text in texts} == {True, False}
 
 
 async def test_answers_come_in_the_order_of_their_texts(family: Family) -> None:
