@@ -43,6 +43,7 @@ REFUSED_WITHIN_MS = 50.0
 BACK_TO_NORMAL_WITHIN_S = 5.0
 SWITCH_TIMEOUT_S = 60.0
 BUSY_REQUESTS, BUSY_TEXTS = 3, 24
+MOST_BUSY_REQUESTS = 1000
 TOLD_APART_BY = 0.1
 """Versions are told apart by texts whose scores differ so much; batch-mates shift int8 scores by some hundredths."""
 
@@ -348,17 +349,27 @@ def leaving(served: Served, questions: Sequence[Question], *, leavers: int) -> l
     case = "clients that leave"
     rows_before, host = _rows(served), f"127.0.0.1:{served.port}"
     long = " ".join(question.text for question in questions[:8])
+    left = threading.Event()
+
+    def keep_busy(turn: int) -> int:
+        """Texts answered until the clients have left; a request that is refused is sent again."""
+        answered = 0
+        for attempt in range(MOST_BUSY_REQUESTS):
+            body = [[f"{long} {turn} {attempt} {number}"] for number in range(BUSY_TEXTS)]
+            reply = httpx.post(f"{served.url}/predict", json={"inputs": body, "truncate": True}, timeout=60)
+            answered += BUSY_TEXTS if reply.status_code == 200 else 0
+            if left.is_set():
+                break
+        return answered
+
     with ThreadPoolExecutor(BUSY_REQUESTS) as pool:
-        bodies = [[[f"{long} {number} {turn}"] for number in range(BUSY_TEXTS)] for turn in range(BUSY_REQUESTS)]
-        keeping_busy = [
-            pool.submit(httpx.post, f"{served.url}/predict", json={"inputs": body, "truncate": True}, timeout=60)
-            for body in bodies
-        ]
+        keeping_busy = [pool.submit(keep_busy, turn) for turn in range(BUSY_REQUESTS)]
         wait_for(lambda: _queue_depth_now(served) > 0, 30, "the runtime is busy")
         for question in itertools.islice(itertools.cycle(questions), leavers):
             with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
                 connection.sendall(encode(question, host))
-        answered = sum(BUSY_TEXTS for one in keeping_busy if one.result().status_code == 200)
+        left.set()
+        answered = sum(one.result() for one in keeping_busy)
     wait_for(lambda: _queue_depth_now(served) == 0, 30, "the queue is empty")
     time.sleep(2.5)  # until the node process has heard of it
     computed = _rows(served) - rows_before - answered
