@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 ASK_TIMEOUT_S = 5.0
-_REQUEST = b"GET /healthz HTTP/1.1\r\n\r\n"
+MAX_REPLY_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,25 @@ class Figures:
 
 async def ask_node(host: str, port: int) -> Figures | None:
     """The figures of the node process that listens there; None if it does not answer."""
+    body = await node_says(host, port, "/healthz")
+    try:
+        return None if body is None else Figures.from_json(json.loads(body))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+async def node_says(host: str, port: int, path: str) -> bytes | None:
+    """The body of a page of the node process that listens there; None if it does not answer, or with an error."""
+    request = f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
     try:
         async with asyncio.timeout(ASK_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port, limit=MAX_REPLY_BYTES)
             try:
-                writer.write(_REQUEST)
+                writer.write(request)
                 reply = await reader.read()
             finally:
                 writer.close()
-        return Figures.from_json(json.loads(reply.partition(b"\r\n\r\n")[2]))
-    except (OSError, TimeoutError, ValueError, KeyError, TypeError):
+    except (OSError, TimeoutError):
         return None
+    head, _, body = reply.partition(b"\r\n\r\n")
+    return body if head.startswith(b"HTTP/1.1 200 ") else None

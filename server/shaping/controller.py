@@ -11,6 +11,7 @@ import asyncio
 import json
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,8 @@ Ask = Callable[[], Awaitable[Figures | None]]
 
 JITTER = 0.1
 """A poll comes up to this share early or late, so that many clusters do not ask in step."""
+KEPT_DECISIONS = 30
+"""Changes of mind that `grid.json` tells of."""
 RETRY_PUSH_S = 5.0
 """Longest pause before a dial that could not be pushed is pushed again."""
 PUSH_TIMEOUT_S = 60.0
@@ -77,6 +80,7 @@ class ShapingController:
         self._pushed: DialState | None = None
         self._next_look_s = clock()
         self._wake = asyncio.Event()
+        self._changes: deque[dict[str, Any]] = deque(maxlen=KEPT_DECISIONS)
 
     def retune(self, settings: ShapingSettings) -> None:
         """Take new settings; the loop decides anew at once, by the reading it has."""
@@ -163,6 +167,8 @@ class ShapingController:
         switched = before.point_by_class["standard"] != decision.point
         self.switches_total += switched
         changed = code(before.reason_by_class["standard"]) != code(decision.reason)
+        if switched or changed or not self._changes:
+            self._changes.append(self._change(decision))
         (log.info if switched or changed else log.debug)(
             "dial_decided",
             point=decision.point,
@@ -172,6 +178,18 @@ class ShapingController:
             kind=None if self._signal is None else self._signal.kind,
         )
         return decision
+
+    def _change(self, decision: Decision) -> dict[str, Any]:
+        """What was decided, when (seconds since the epoch), and by which reading."""
+        split = decision.split
+        return {
+            "at_s": round(time.time(), 3),
+            "point": decision.point,
+            "split": None if split is None else split.to_dict(),
+            "reason": decision.reason,
+            "policy": self._settings.policy,
+            "grams_per_kwh": None if self._signal is None else round(self._signal.grams_per_kwh, 1),
+        }
 
     async def _record(self, decision: Decision) -> None:
         content = json.dumps(self._report(decision)).encode() + b"\n"
@@ -201,6 +219,7 @@ class ShapingController:
             "policy": self._settings.policy,
             "reason": decision.reason,
             "switches_total": self.switches_total,
+            "changes": list(self._changes),
         }
 
     async def _push_dial(self) -> None:

@@ -17,7 +17,7 @@ from energy.grid.signal import Intensity, Unreachable
 from models.manifest import OperatingPoint
 from server.node.figures import Figures
 from server.settings import ShapingSettings
-from server.shaping.controller import Ask, ShapingController
+from server.shaping.controller import KEPT_DECISIONS, Ask, ShapingController
 from server.shaping.policy import DialState
 
 MIDNIGHT = datetime(2024, 5, 1, tzinfo=UTC)
@@ -178,7 +178,7 @@ async def test_the_grid_file_says_what_was_read_and_decided(tmp_path: Path) -> N
     await bench.after(1, 412)
     report = bench.report()
     assert report["time"] == "2024-05-01T01:23:21Z"
-    assert {k: v for k, v in report.items() if k not in ("time", "dial_version")} == {
+    assert {k: v for k, v in report.items() if k not in ("time", "dial_version", "changes")} == {
         "grams_per_kwh": 412,
         "zone": "Z",
         "provider": "feed",
@@ -191,6 +191,22 @@ async def test_the_grid_file_says_what_was_read_and_decided(tmp_path: Path) -> N
         "reason": "grid-dirty:412>350",
         "switches_total": 1,
     }
+
+
+async def test_the_grid_file_tells_of_the_last_changes_of_mind_and_why(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, settings(min_dwell_s=0))
+    for grams in (200, 210, 412, 415, 200):  # within a side nothing changes
+        await bench.after(1, grams)
+    changes = bench.report()["changes"]
+    assert [(one["point"], one["reason"], one["grams_per_kwh"]) for one in changes] == [
+        ("full", "grid-clean:200<300", 200),
+        ("lite", "grid-dirty:412>350", 412),
+        ("full", "grid-clean:200<300", 200),
+    ]
+    for _ in range(KEPT_DECISIONS):
+        await bench.after(1, 412)
+        await bench.after(1, 200)
+    assert len(bench.report()["changes"]) == KEPT_DECISIONS
 
 
 async def test_new_settings_decide_anew_without_another_look(tmp_path: Path) -> None:
