@@ -13,8 +13,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from energy.attribution import LOST_AT_RESTART, Attribution
-from energy.domains import MICROJOULES_PER_JOULE, Domain
+from energy.attribution import LOST_AT_RESTART, Attribution, largest_remainder
+from energy.carbon import CarbonBook
+from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 
 VERSION = 1
 OVERHEAD = "overhead"
@@ -22,6 +23,8 @@ IDLE = "idle"
 OTHER = "other"
 ATTRIBUTED = "attributed"
 JOULES_PER_KWH = 3_600_000
+LOAD_NS = 3600 * NANOSECONDS_PER_SECOND
+"""Time constant with which the idling of hours without requests is laid on the requests that come after."""
 ENERGY_BOUNDS_JOULES = (*(float(f"{m}e{e}") for e in range(-4, 3) for m in (1, 2, 5)), 1e3)
 """Upper bounds of the request-energy histogram: 1, 2, 5 in every decade from 1e-4 to 1e3 J."""
 
@@ -105,11 +108,17 @@ class Ledger:
     other_uj: dict[str, int] = field(default_factory=dict)
     """By reason (`energy.attribution.REASONS`)."""
     attributed_uj: dict[tuple[Account, str], int] = field(default_factory=dict)
-    """By account and energy source."""
+    """By account and energy source: dynamic energy alone."""
+    loaded_uj: dict[tuple[Account, str], int] = field(default_factory=dict)
+    """The same requests fully loaded: their dynamic energy, their share of idling and overhead, times PUE."""
+    unloaded_uj: dict[str, int] = field(default_factory=dict)
+    """By source: idling and overhead of times without requests, that is yet to be laid on requests (without PUE)."""
     avoided_uj: dict[str, int] = field(default_factory=dict)
     """Joules that were not spent, by reason; never subtracted from anything."""
     grams: dict[tuple[str, str, str], float] = field(default_factory=dict)
     """gCO2e by scope (attributed, idle, overhead, other), model and variant; absent without an intensity."""
+    carbon: CarbonBook = field(default_factory=CarbonBook)
+    """Grams that were saved, by mechanism."""
     request_energy: dict[tuple[str, str], EnergyHistogram] = field(default_factory=dict)
     """By model and variant."""
 
@@ -123,8 +132,15 @@ class Ledger:
         if amount_uj:
             _add(self.other_uj, LOST_AT_RESTART, amount_uj)
 
-    def settle(self, attribution: Attribution[Account], grams_per_kwh: float | None) -> None:
-        """Add a settled window; `grams_per_kwh` is the grid's intensity in it, cooling included, or None."""
+    def settle(
+        self, attribution: Attribution[Account], grams_per_kwh: float | None, *, pue: float = 1.0, elapsed_ns: int = 0
+    ) -> None:
+        """Add a settled window of `elapsed_ns`; `grams_per_kwh` is the grid's intensity in it, cooling included, or
+        None, and `pue` what the fully loaded figures are multiplied by.
+        """
+        self._load(attribution, pue, elapsed_ns)
+        if grams_per_kwh is not None:
+            self.carbon.pass_time(grams_per_kwh, elapsed_ns)
         grams_per_uj = None
         if grams_per_kwh is not None:
             grams_per_uj = grams_per_kwh / JOULES_PER_KWH / MICROJOULES_PER_JOULE
@@ -143,13 +159,42 @@ class Ledger:
                 for account, amount_uj in split.attributed_uj.items():
                     self._emit((ATTRIBUTED, account.model, account.variant), amount_uj * grams_per_uj)
 
+    def _load(self, attribution: Attribution[Account], pue: float, elapsed_ns: int) -> None:
+        """Lay the window's idling and overhead on its requests, by their dynamic energy.
+
+        Without requests it waits in `unloaded_uj`, and later requests take it over within about an hour of serving:
+        the first of the morning does not pay for the night. So, but for rounding,
+        `loaded = pue * (attributed + idle + overhead - unloaded)`.
+        """
+        fixed_uj: dict[str, int] = {}
+        owed_uj: dict[str, dict[Account, int]] = {}
+        for split in attribution.splits:
+            source = split.domain.source
+            fixed_uj[source] = fixed_uj.get(source, 0) + split.idle_uj + split.overhead_uj
+            owed = owed_uj.setdefault(source, {})
+            for account, amount_uj in split.attributed_uj.items():
+                owed[account] = owed.get(account, 0) + amount_uj
+        for source, own_uj in fixed_uj.items():
+            owed = {account: amount_uj for account, amount_uj in owed_uj[source].items() if amount_uj}
+            waiting_uj = self.unloaded_uj.get(source, 0)
+            if not owed:
+                self.unloaded_uj[source] = waiting_uj + own_uj
+                continue
+            paid_uj = min(waiting_uj * elapsed_ns // LOAD_NS, waiting_uj)
+            self.unloaded_uj[source] = waiting_uj - paid_uj
+            shares = largest_remainder(own_uj + paid_uj, list(owed.values()))
+            for (account, amount_uj), share_uj in zip(owed.items(), shares, strict=True):
+                _add(self.loaded_uj, (account, source), round(pue * (amount_uj + share_uj)))
+
     def observe(self, account: Account, joules: float, count: int) -> None:
         """Enter `count` requests of about `joules` each into the histogram of their variant."""
         self._histogram(account).counts[bisect_left(ENERGY_BOUNDS_JOULES, joules)] += count
 
-    def avoid(self, reason: str, amount_uj: int) -> None:
-        """Add energy that was not spent thanks to `reason`."""
+    def avoid(self, reason: str, amount_uj: int, grams_per_kwh: float | None = None) -> None:
+        """Add energy that was not spent thanks to `reason`, at the intensity of that time if it is known."""
         _add(self.avoided_uj, reason, amount_uj)
+        if grams_per_kwh is not None:
+            self.carbon.save(reason, amount_uj / MICROJOULES_PER_JOULE / JOULES_PER_KWH, grams_per_kwh)
 
     def conservation(self, pending_uj: int = 0) -> Conservation:
         """The totals side by side; `pending_uj` is metered energy of the open window."""
@@ -181,7 +226,10 @@ class Ledger:
             "overhead_uj": self.overhead_uj,
             "other_uj": self.other_uj,
             "attributed_uj": [[*acc, source, uj] for (acc, source), uj in self.attributed_uj.items()],
+            "loaded_uj": [[*acc, source, uj] for (acc, source), uj in self.loaded_uj.items()],
+            "unloaded_uj": self.unloaded_uj,
             "avoided_uj": self.avoided_uj,
+            "carbon": self.carbon.to_json(),
             "grams": [[*key, grams] for key, grams in self.grams.items()],
             "request_energy": [[*key, h.counts, h.sum_uj] for key, h in self.request_energy.items()],
         }
@@ -197,7 +245,11 @@ class Ledger:
                 idle_uj={_domain(row): _amount(row[-1]) for row in tree["idle_uj"]},
                 overhead_uj=_amount(tree["overhead_uj"]),
                 other_uj={str(reason): _amount(uj) for reason, uj in tree["other_uj"].items()},
-                attributed_uj={(Account(*row[:5]), str(row[5])): _amount(row[6]) for row in tree["attributed_uj"]},
+                attributed_uj=_by_account(tree["attributed_uj"]),
+                # Absent in files of releases that did not keep them.
+                loaded_uj=_by_account(tree.get("loaded_uj", [])),
+                unloaded_uj={str(source): _amount(uj) for source, uj in tree.get("unloaded_uj", {}).items()},
+                carbon=CarbonBook.from_json(tree.get("carbon", {})),
                 avoided_uj={str(reason): _amount(uj) for reason, uj in tree["avoided_uj"].items()},
                 grams={(row[0], row[1], row[2]): float(row[3]) for row in tree["grams"]},
                 request_energy={
@@ -225,6 +277,10 @@ def _domain_row(domain: Domain) -> tuple[str, str, str, bool]:
 def _domain(row: Any) -> Domain:
     name, device, source, overlaps, _ = row
     return Domain(str(name), str(device), str(source), overlaps=bool(overlaps))
+
+
+def _by_account(rows: Any) -> dict[tuple[Account, str], int]:
+    return {(Account(*row[:5]), str(row[5])): _amount(row[6]) for row in rows}
 
 
 def _amount(value: Any) -> int:

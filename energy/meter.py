@@ -100,6 +100,8 @@ class Meter:
         self._broken: set[str] = set()
         self.missing_ticks: dict[tuple[Domain, str], int] = {}
         """How often a domain gave no figure, by reason."""
+        self.missing_now: dict[Domain, bool] = {}
+        """Whether a domain gave no figure in the latest tick, for every domain that was ever there."""
         self.unmetered_uj: dict[tuple[Domain, str], int] = {}
         """What counters showed and nobody can vouch for, by reason (gap, reset, implausible); in no total.
 
@@ -133,7 +135,9 @@ class Meter:
                 elif outcome is not None:
                     missing.append(outcome)
             missing += [Missing(domain, "unreadable") for domain in source.domains() if domain not in seen]
+        self.missing_now.update((domain, False) for source in self._sources for domain in source.domains())
         for entry in missing:
+            self.missing_now[entry.domain] = True
             key = (entry.domain, entry.reason)
             self.missing_ticks[key] = self.missing_ticks.get(key, 0) + 1
         return Tick(tuple(deltas), tuple(missing), self.total_uj)

@@ -14,9 +14,11 @@ from typing import Any
 
 import structlog
 
-from models.store import Store, StoreError, Version
+from models.store import Store, StoreError, Version, write_atomic
 from server.config_problems import SettingsError
+from server.node import model_file
 from server.node.figures import ask_node
+from server.node.model_file import CompileCost, encode_costs
 from server.orders import Orders
 from server.settings import Settings
 from server.shaping.controller import ShapingController
@@ -72,6 +74,7 @@ class Conductor:
     async def look(self) -> None:
         """Write what can be tuned and look at the grid once, so that the replicas start with the right dial."""
         save(self._settings.tuning_path, self.orders.tunables)
+        self._tell_costs(self.opened)
         await self._controller.step()
 
     async def run(self) -> None:
@@ -140,7 +143,28 @@ class Conductor:
         check_points(point.name for point in points)(self.orders.tunables)
         self._points = points
         await self._push(version=name, dial=self._controller.serve_points(points))
+        await asyncio.to_thread(self._tell_costs, version)
         log.info("version_pushed", version=name)
+
+    def _tell_costs(self, version: Version) -> None:
+        """Let the node process know what compiling the version took."""
+        manifest = version.manifest
+        costs = [
+            CompileCost(
+                manifest.family,
+                variant.name,
+                variant.evidence.compile_joules,
+                variant.evidence.compile_cpu_seconds,
+                variant.evidence.energy_source,
+                variant.evidence.energy_relative_uncertainty,
+            )
+            for variant in manifest.variants
+            if not variant.reference
+        ]
+        try:
+            write_atomic(self._settings.server.run_dir / model_file.FILE_NAME, encode_costs(costs))
+        except OSError as error:  # a figure less is no reason not to serve
+            log.warning("compile_costs_not_written", error=str(error))
 
     def _current(self) -> tuple[str, int]:
         """The current version, and when it was made current: published again, a refused one is tried again."""

@@ -96,6 +96,17 @@ class RequestTrace:
             span.end()
         return self._header()
 
+    @property
+    def recorded_id(self) -> str | None:
+        """The trace's id where it was recorded, so that it can be looked up; None otherwise."""
+        context = self._span.get_span_context()
+        return f"{context.trace_id:032x}" if context.trace_flags.sampled else None
+
+    @property
+    def elapsed_ns(self) -> int:
+        """Time since the request began."""
+        return time.perf_counter_ns() + self._offset_ns - self._start_ns
+
     def failed(self, error: BaseException) -> tuple[bytes, bytes]:
         """End the span of a request without an answer; the header that tells the client."""
         from opentelemetry.trace import StatusCode

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 import uuid
 from bisect import bisect_left
 from collections.abc import Callable
@@ -49,6 +50,8 @@ class Usage:
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._avoided_cpu_ns = dict.fromkeys(AVOIDED, 0)
         self._histograms = {name: wire.Histogram() for name in HISTOGRAMS}
+        self._exemplars: dict[int, wire.Exemplar] = {}
+        self._balance_ns = dict.fromkeys(AVOIDED, 0)
 
     def request(
         self,
@@ -108,9 +111,20 @@ class Usage:
         self.revision += 1
 
     def avoided(self, reason: str, cpu_ns: int) -> None:
-        """Add CPU time that was not spent thanks to `reason`, one of `wire.AVOIDED`."""
-        self._avoided_cpu_ns[reason] += max(cpu_ns, 0)
-        self.revision += 1
+        """Add CPU time that was not spent thanks to `reason`, one of `wire.AVOIDED`; below 0 where it cost some.
+
+        Costs are made up for before the figure grows again: the sum is right in the long run, and never goes back.
+        """
+        balance = self._balance_ns[reason] = self._balance_ns[reason] + cpu_ns
+        if balance > self._avoided_cpu_ns[reason]:
+            self._avoided_cpu_ns[reason] = balance
+            self.revision += 1
+
+    def traced(self, trace_id: str, variant: str, total_ns: int, cpu_ns: int) -> None:
+        """Remember a request whose trace was recorded, for the exemplars of the histograms: the newest of each bucket
+        of the durations."""
+        exemplar = wire.Exemplar(trace_id, variant[:MAX_LABEL_CHARS], max(total_ns, 0), max(cpu_ns, 0), time.time())
+        self._exemplars[bisect_left(wire.DURATION_BOUNDS_NS, total_ns)] = exemplar
 
     def snapshot(self) -> bytes:
         """Everything so far, encoded; below `wire.MAX_DATAGRAM_BYTES` whatever labels were used."""
@@ -126,6 +140,7 @@ class Usage:
                 avoided_cpu_ns=self._avoided_cpu_ns,
                 gauges=self.read_gauges(),
                 histograms=self._histograms,
+                exemplars=tuple(self._exemplars.values()),
             )
         )
 

@@ -16,6 +16,7 @@ from server.engine.ports import EngineLimits, UsageSink
 from server.engine.routing import Route, asked_first, routes, split_route
 from server.engine.runs import BatchRecord, JobResult
 from server.engine.runtime import Float32Array
+from server.engine.savings import BatchingSavings
 from server.engine.scheduler import Scheduler
 from server.engine.second_level import SecondLevel, SharedAnswer
 from server.engine.tokenizer import Text, Truncation
@@ -61,6 +62,7 @@ class Engine:
         self.cache = AnswerCache(limits.cache_max_bytes, limits.cache_ttl_s)
         self._second = second
         self._usage = usage
+        self._batching = BatchingSavings()
         self._loop = asyncio.get_running_loop()
         self._routes, self._split_route = routes(family, dial), split_route(family, dial)
         self._flights: dict[tuple[bytes, str], Flight] = {}
@@ -323,8 +325,11 @@ class Engine:
             # Nothing was avoided for who got no answer, or had left before it.
             if outcome == "cached":
                 usage.avoided("cache", result.cpu_ns)
-            elif outcome == "ok" and route.saving:
-                usage.avoided("fallback", round(result.cpu_ns * route.saving))
+            elif outcome == "ok":
+                if route.saving:
+                    usage.avoided("fallback", round(result.cpu_ns * route.saving))
+                if quantized := route.family.quantized_saving(flight.variant):
+                    usage.avoided("quantized", round(result.cpu_ns * quantized))
             usage.request(
                 flight.variant,
                 route.point,
@@ -387,7 +392,10 @@ class Engine:
                 one.exception()  # an error beside the one that is raised: marked as seen
 
     def _record_batch(self, record: BatchRecord) -> None:
-        self._usage.batch(record.rows, record.tokens, record.padded_tokens, record.infer_ns)
+        usage = self._usage
+        usage.batch(record.rows, record.tokens, record.padded_tokens, record.infer_ns)
+        if saved_ns := self._batching.saved_ns(record.rows, record.cpu_ns, record.alone_ns):
+            usage.avoided("batching", saved_ns)
 
 
 def _give_up(asking: Asking, begun: Begun) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from models.manifest import Manifest, OperatingPoint
 from models.store import Version
 from server.engine.errors import BackendFailure
 from server.engine.runtime import OnnxRuntime, Runtime
+from server.engine.savings import alone_ns_by_tokens, quantized_saving
 from server.engine.tokenizer import Text, TextTokenizer, Tokens
 
 WARM_UP_TEXTS = ("ok", "a sentence of ordinary length to warm the runtime up", "word " * 60)
@@ -48,6 +49,25 @@ class Family:
     def padding_share(self, variant: str) -> float:
         """What a padded token costs the variant, as a share of a real one."""
         return self._padding_shares[variant]
+
+    def alone_ns(self, variant: str, lengths: Sequence[int]) -> float:
+        """CPU nanoseconds of texts of these lengths one by one, as the compiler measured it; 0 if it did not."""
+        table = self._alone_ns[variant]
+        return 0.0 if table is None else sum(table[length] for length in lengths)
+
+    def quantized_saving(self, variant: str) -> float:
+        """How much more the variant would cost in full precision, as a share; 0 if unknown."""
+        return self._quantized_savings[variant]
+
+    @cached_property
+    def _alone_ns(self) -> dict[str, list[float] | None]:
+        most, find = self.manifest.max_tokens, self.manifest.variant
+        return {name: alone_ns_by_tokens(find(name).evidence.latency, most) for name in self.runtimes}
+
+    @cached_property
+    def _quantized_savings(self) -> dict[str, float]:
+        find = self.manifest.variant
+        return {name: quantized_saving(self.manifest, find(name)) for name in self.runtimes}
 
     @cached_property
     def _padding_shares(self) -> dict[str, float]:

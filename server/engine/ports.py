@@ -45,4 +45,7 @@ class UsageSink(Protocol):
         """Count `cache_hits`, `cache_misses` or `escalations`."""
 
     def avoided(self, reason: str, cpu_ns: int) -> None:
-        """CPU time that was not spent thanks to `reason` (`cache`, `fallback`)."""
+        """CPU time that was not spent thanks to `reason` (`cache`, `batching`, `fallback`, `quantized`)."""
+
+    def traced(self, trace_id: str, variant: str, total_ns: int, cpu_ns: int) -> None:
+        """A request was answered whose trace was recorded."""

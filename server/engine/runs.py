@@ -66,7 +66,8 @@ class Job(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchRecord:
-    """Shape and cost of one run. `weight` is that of its texts by the cost model, about nanoseconds."""
+    """Shape and cost of one run. `weight` is that of its texts by the cost model, about nanoseconds; `alone_ns` what
+    they take one by one by the compiler's figures, 0 if unknown."""
 
     variant: str
     rows: int
@@ -75,6 +76,7 @@ class BatchRecord:
     cpu_ns: int
     infer_ns: int
     weight: float
+    alone_ns: float = 0.0
 
 
 @dataclass(slots=True)
@@ -110,7 +112,8 @@ def run(jobs: Sequence[Job]) -> tuple[Outcome, BatchRecord]:
         for job, row, share in zip(jobs, rows, split(cpu_ns, weights), strict=True)
     ]
     padded = len(jobs) * max(lengths)
-    record = BatchRecord(variant, len(jobs), sum(lengths), padded, cpu_ns, infer_ns, sum(weights))
+    alone_ns = family.alone_ns(variant, lengths)
+    record = BatchRecord(variant, len(jobs), sum(lengths), padded, cpu_ns, infer_ns, sum(weights), alone_ns)
     return Outcome(finished, record), record
 
 

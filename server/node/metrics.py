@@ -1,8 +1,9 @@
-"""The exposition: one table of metrics, and a collector that fills it from the node's books at scrape time."""
+"""The exposition: a collector that fills the table of metrics from the node's books at scrape time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 
@@ -10,130 +11,18 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar as ShownExemplar
 
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 from energy.ledger import ENERGY_BOUNDS_JOULES, OVERHEAD, Account, Ledger
 from server.node.grid_state import GridState
+from server.node.metric_table import COUNTER, GAUGE, METRICS
+from server.node.model_file import CompileCost
 from server.node.startup import StartUp
 from server.node.totals import ServingTotals
-from server.node.wire import FAILURES, HISTOGRAMS, PHASES, QUALITIES, Histogram
+from server.node.wire import FAILURES, HISTOGRAMS, PHASES, QUALITIES, Exemplar, Histogram
 
-COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 _COUNTED = ("cache_hits", "cache_misses", "cache_l2_hits", "cache_l2_misses", "cache_l2_errors", "escalations")
-_ACCOUNT = ("model", "variant", "class", "outcome", "source")
-
-METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "jouleserve_energy_joules": (
-        COUNTER,
-        ("domain", "device", "source"),
-        "Energy metered. Domains psys, core and uncore overlap package: do not add them to it.",
-    ),
-    "jouleserve_idle_joules": (
-        COUNTER,
-        ("domain", "device", "source"),
-        "Energy that idling would have drawn.",
-    ),
-    "jouleserve_attributed_joules": (COUNTER, _ACCOUNT, "Dynamic energy that requests owe."),
-    "jouleserve_unattributed_joules": (
-        COUNTER,
-        ("reason",),
-        "Dynamic energy that no request owes: overhead of serving, other processes, late records.",
-    ),
-    "jouleserve_request_energy_joules": (
-        HISTOGRAM,
-        ("model", "variant"),
-        "Dynamic energy of a request.",
-    ),
-    "jouleserve_energy_avoided_joules": (
-        COUNTER,
-        ("reason",),
-        "Energy that was not spent; counted apart, never subtracted.",
-    ),
-    "jouleserve_carbon_grams": (
-        COUNTER,
-        ("scope", "model", "variant"),
-        "gCO2e of the energy at the grid's average intensity of its time, cooling (PUE) included.",
-    ),
-    "jouleserve_energy_conservation_error_ratio": (
-        GAUGE,
-        (),
-        "Joules lost or invented between the meters' counters and the books, as a share of the metered ones.",
-    ),
-    "jouleserve_energy_relative_uncertainty_ratio": (
-        GAUGE,
-        ("source",),
-        "Half width of the error band of the source's joules.",
-    ),
-    "jouleserve_energy_missing_readings": (
-        COUNTER,
-        ("domain", "device", "source", "reason"),
-        "Ticks in which a counter gave no figure.",
-    ),
-    "jouleserve_unmetered_joules": (
-        COUNTER,
-        ("domain", "device", "source", "reason"),
-        "What a counter showed over a gap, a reset or an implausible step: at least that, and in no other figure.",
-    ),
-    "jouleserve_dynamic_joules_per_cpu_second": (
-        GAUGE,
-        (),
-        "What a second of CPU time adds to idling; the rate of provisional figures.",
-    ),
-    "jouleserve_startup_cpu_seconds": (
-        GAUGE,
-        (),
-        "CPU time of the serving tree until its first replica was ready; absent if the node process did not see it.",
-    ),
-    "jouleserve_startup_joules": (GAUGE, (), "What that start added to idling, at the rate then in force."),
-    "jouleserve_meter_cpu_seconds": (COUNTER, (), "CPU time of the node process itself."),
-    "jouleserve_late_records": (COUNTER, (), "Windows closed without a live replica's record."),
-    "jouleserve_bad_records": (COUNTER, (), "Datagrams of replicas that could not be read."),
-    "jouleserve_unmeasured_cpu_seconds": (
-        COUNTER,
-        (),
-        "CPU time of requests whose window was closed, or never metered, when their record came.",
-    ),
-    "jouleserve_dropped_claim_cpu_seconds": (
-        COUNTER,
-        (),
-        "CPU time that requests claimed beyond what the serving tree was seen to spend.",
-    ),
-    "jouleserve_requests": (
-        COUNTER,
-        ("model", "variant", "point", "class", "outcome"),
-        "Texts asked for, by what answered them and how they ended; a call with several texts counts each, one that was"
-        " refused before its texts were looked at (outcome refused) counts once.",
-    ),
-    "jouleserve_request_duration_seconds": (HISTOGRAM, ("phase",), "Time by phase; infer is per batch."),
-    "jouleserve_batch_rows": (HISTOGRAM, (), "Texts in a batch."),
-    "jouleserve_batch_tokens": (HISTOGRAM, (), "Tokens computed in a batch, padding included."),
-    "jouleserve_batch_real_tokens": (COUNTER, (), "Tokens of the texts themselves."),
-    "jouleserve_padding_share_ratio": (GAUGE, (), "Padding among the tokens computed so far."),
-    "jouleserve_shed_requests": (COUNTER, ("class",), "Texts refused because the queue was full."),
-    "jouleserve_cache_hits": (COUNTER, (), "Texts answered from the cache."),
-    "jouleserve_cache_misses": (COUNTER, (), "Texts that were not in the cache."),
-    "jouleserve_cache_l2_hits": (COUNTER, (), "Texts found in the cache that replicas share."),
-    "jouleserve_cache_l2_misses": (COUNTER, (), "Texts that were looked for there in vain."),
-    "jouleserve_cache_l2_errors": (COUNTER, (), "Lookups and writes there that failed, and entries that were none."),
-    "jouleserve_escalations": (COUNTER, (), "Texts that a cascade's first variant was unsure of, so that both ran."),
-    "jouleserve_cache_size_bytes": (GAUGE, (), "Bytes in the caches of the replicas."),
-    "jouleserve_cache_entries": (GAUGE, (), "Entries in the caches of the replicas."),
-    "jouleserve_queue_depth": (GAUGE, (), "Texts that wait for a batch."),
-    "jouleserve_requests_in_flight": (GAUGE, (), "Requests accepted and not answered yet."),
-    "jouleserve_replicas": (GAUGE, (), "Replicas that report to this node."),
-    "jouleserve_serving_processes": (GAUGE, (), "Processes of the serving tree."),
-    "jouleserve_grid_intensity_grams_per_kwh": (
-        GAUGE,
-        ("zone", "provider", "kind"),
-        "Average carbon intensity of the grid in force.",
-    ),
-    "jouleserve_grid_age_seconds": (GAUGE, (), "Age of that reading."),
-    "jouleserve_dial_info": (GAUGE, ("point", "policy"), "The operating point in force for standard requests."),
-    "jouleserve_dial_switches": (COUNTER, (), "How often the dial was turned."),
-    "jouleserve_power_usage_effectiveness_ratio": (GAUGE, (), "PUE that the grams are multiplied by."),
-    "jouleserve_build_info": (GAUGE, ("version",), "The release that runs."),
-}
-"""Name (counters without `_total`) to kind, labels and help."""
 
 
 @dataclass
@@ -144,7 +33,11 @@ class Books:
     totals: ServingTotals
     pending_uj: int = 0
     uncertainty: dict[str, float] = field(default_factory=dict)
+    recent_error_ratio: float = 0.0
+    """Conservation error of the last five minutes alone."""
     missing_ticks: dict[tuple[Domain, str], int] = field(default_factory=dict)
+    missing_now: dict[Domain, bool] = field(default_factory=dict)
+    """Whether a counter gives no figure at present."""
     unmetered_uj: dict[tuple[Domain, str], int] = field(default_factory=dict)
     joules_per_cpu_second: float | None = None
     meter_cpu_seconds: float = 0.0
@@ -157,6 +50,8 @@ class Books:
     grid_age_s: float | None = None
     pue: float = 1.0
     startup: StartUp | None = None
+    compiled: tuple[CompileCost, ...] = ()
+    exemplars: tuple[Exemplar, ...] = ()
 
 
 def build_version() -> str:
@@ -200,34 +95,60 @@ class NodeCollector(Collector):
         _add(families, "jouleserve_unattributed_joules", _joules(ledger.overhead_uj), OVERHEAD)
         for reason, uj in ledger.other_uj.items():
             _add(families, "jouleserve_unattributed_joules", _joules(uj), reason)
+        self._loaded(families)
         for reason, uj in ledger.avoided_uj.items():
             _add(families, "jouleserve_energy_avoided_joules", _joules(uj), reason)
+        for mechanism, grams in ledger.carbon.shown_grams.items():
+            _add(families, "jouleserve_carbon_saved_grams", grams, mechanism)
         for grams_key, grams in ledger.grams.items():
             _add(families, "jouleserve_carbon_grams", grams, *grams_key)
         family = families["jouleserve_request_energy_joules"]
         assert isinstance(family, HistogramMetricFamily)
+        rate = self._books.joules_per_cpu_second or 0.0
         for pair, histogram in ledger.request_energy.items():
+            traced = [(rate * _seconds(e.cpu_ns), e) for e in self._books.exemplars if e.variant == pair[1]]
             buckets = _cumulative([str(bound) for bound in ENERGY_BOUNDS_JOULES], histogram.counts)
-            family.add_metric(list(pair), buckets, _joules(histogram.sum_uj))
+            shown = _with_exemplars(buckets, ENERGY_BOUNDS_JOULES, traced)
+            family.add_metric(list(pair), shown, _joules(histogram.sum_uj))
+
+    def _loaded(self, families: dict[str, Metric]) -> None:
+        ledger = self._books.ledger
+        loaded: dict[tuple[str, str, str, str, str], int] = {}
+        for (account, source), uj in ledger.loaded_uj.items():
+            owner = (account.model, account.variant, account.quality, account.outcome, source)
+            loaded[owner] = loaded.get(owner, 0) + uj
+        for owner, uj in loaded.items():
+            _add(families, "jouleserve_loaded_joules", _joules(uj), *owner)
+        for source, uj in ledger.unloaded_uj.items():
+            _add(families, "jouleserve_unloaded_joules", _joules(uj), source)
 
     def _meter(self, families: dict[str, Metric]) -> None:
         books = self._books
         conservation = books.ledger.conservation(books.pending_uj)
-        _add(families, "jouleserve_energy_conservation_error_ratio", conservation.error_ratio)
+        worst = max(conservation.error_ratio, books.recent_error_ratio)
+        _add(families, "jouleserve_energy_conservation_error_ratio", worst)
         for source, ratio in books.uncertainty.items():
             _add(families, "jouleserve_energy_relative_uncertainty_ratio", ratio, source)
         for (domain, reason), ticks in books.missing_ticks.items():
-            labels = (domain.name, domain.device, domain.source, reason)
-            _add(families, "jouleserve_energy_missing_readings", ticks, *labels)
+            why = (domain.name, domain.device, domain.source, reason)
+            _add(families, "jouleserve_energy_missing_readings", ticks, *why)
+        for domain, missing in books.missing_now.items():
+            labels = (domain.name, domain.device, domain.source)
+            _add(families, "jouleserve_energy_domain_missing", float(missing), *labels)
         for (domain, reason), uj in books.unmetered_uj.items():
-            labels = (domain.name, domain.device, domain.source, reason)
-            _add(families, "jouleserve_unmetered_joules", _joules(uj), *labels)
+            why = (domain.name, domain.device, domain.source, reason)
+            _add(families, "jouleserve_unmetered_joules", _joules(uj), *why)
         if books.joules_per_cpu_second is not None:
             _add(families, "jouleserve_dynamic_joules_per_cpu_second", books.joules_per_cpu_second)
         if books.startup is not None and books.startup.cpu_seconds is not None:
             _add(families, "jouleserve_startup_cpu_seconds", books.startup.cpu_seconds)
         if books.startup is not None and books.startup.joules is not None:
             _add(families, "jouleserve_startup_joules", books.startup.joules)
+        for cost in books.compiled:
+            if cost.joules is not None:
+                _add(families, "jouleserve_compile_joules", cost.joules, cost.model, cost.variant)
+            if cost.cpu_seconds is not None:
+                _add(families, "jouleserve_compile_cpu_seconds", cost.cpu_seconds, cost.model, cost.variant)
         totals = books.totals
         _add(families, "jouleserve_meter_cpu_seconds", books.meter_cpu_seconds)
         _add(families, "jouleserve_late_records", totals.late_records)
@@ -247,7 +168,8 @@ class NodeCollector(Collector):
             _add(families, "jouleserve_shed_requests", count, quality)
         for phase in PHASES:
             if histogram := totals.histograms.get(phase):
-                _add_histogram(families, "jouleserve_request_duration_seconds", phase, histogram, phase)
+                traced = books.exemplars if phase == "total" else ()
+                _add_histogram(families, "jouleserve_request_duration_seconds", phase, histogram, phase, traced=traced)
         for name in ("batch_rows", "batch_tokens"):
             if histogram := totals.histograms.get(name):
                 _add_histogram(families, f"jouleserve_{name}", name, histogram)
@@ -312,13 +234,35 @@ def _add(families: dict[str, Metric], name: str, value: float, *labels: str) -> 
     family.add_metric(list(labels), value)
 
 
-def _add_histogram(families: dict[str, Metric], name: str, kind: str, histogram: Histogram, *labels: str) -> None:
+def _add_histogram(
+    families: dict[str, Metric],
+    name: str,
+    kind: str,
+    histogram: Histogram,
+    *labels: str,
+    traced: tuple[Exemplar, ...] = (),
+) -> None:
     family = families[name]
     assert isinstance(family, HistogramMetricFamily)
     bounds, scale = HISTOGRAMS[kind], NANOSECONDS_PER_SECOND if kind in PHASES else 1
     counts = [histogram.buckets.get(index, 0) for index in range(len(bounds) + 1)]
-    names = [str(bound / scale) for bound in bounds]
-    family.add_metric(list(labels), _cumulative(names, counts), histogram.total / scale)
+    tops = [bound / scale for bound in bounds]
+    buckets = _cumulative([str(top) for top in tops], counts)
+    shown = _with_exemplars(buckets, tops, [(_seconds(exemplar.total_ns), exemplar) for exemplar in traced])
+    family.add_metric(list(labels), shown, histogram.total / scale)
+
+
+def _with_exemplars(
+    buckets: list[tuple[str, float]], tops: Sequence[float], traced: Sequence[tuple[float, Exemplar]]
+) -> list[tuple[str, float] | tuple[str, float, ShownExemplar]]:
+    """The newest traced request in each bucket; `traced` holds their values in the histogram's unit."""
+    newest: dict[int, ShownExemplar] = {}
+    for value, exemplar in sorted(traced, key=lambda pair: pair[1].time_s):
+        shown = ShownExemplar({"trace_id": exemplar.trace_id}, value, exemplar.time_s)
+        newest[bisect_left(tops, value)] = shown
+    return [
+        (top, count, newest[index]) if index in newest else (top, count) for index, (top, count) in enumerate(buckets)
+    ]
 
 
 def _cumulative(bounds: list[str], counts: list[int]) -> list[tuple[str, float]]:

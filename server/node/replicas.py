@@ -36,6 +36,7 @@ class Peer:
     visible: bool
     """True if `/proc` shows this very process, so that its CPU time can be seen."""
     gauges: Mapping[str, float] = field(default_factory=dict)
+    exemplars: tuple[wire.Exemplar, ...] = ()
 
 
 class Replicas:
@@ -187,7 +188,7 @@ class Replicas:
             if snapshot.instance != instance:
                 raise wire.WireError("snap: of another instance")
             self._settlement.replica(instance).receive(snapshot)
-            peer.gauges = snapshot.gauges
+            peer.gauges, peer.exemplars = snapshot.gauges, snapshot.exemplars
         elif kind == "report":
             self._confirm(peer, message)
         if kind == "bye":

@@ -26,7 +26,9 @@ from server.node.figures import Figures
 from server.node.grid_state import GridFile
 from server.node.http import JSON, HttpServer, Request, Response
 from server.node.metrics import Books, build_version, render
+from server.node.model_file import ModelFile
 from server.node.proctree import ServingTree
+from server.node.recent import RecentLaw
 from server.node.replicas import Replicas
 from server.node.settings import NodeSettings
 from server.node.settle import MachineTick, Settlement
@@ -89,13 +91,15 @@ class NodeService:
         self._idle = IdleModel.fresh(reference.cpu)
         self._idle.restore(state.idle_watts, tuple(d for s in selection.sources for d in s.domains()))
         rate = estimated.dynamic_joules_per_cpu_second() if estimated else None
-        self._settlement = Settlement(state.ledger, state.totals, self._idle, rate)
+        self._settlement = Settlement(state.ledger, state.totals, self._idle, rate, settings.pue)
         self._settlement.remembered = dict(state.settled)
         roots = (os.getpid(), settings.root_pid) if settings.root_pid else (os.getpid(),)
         self._tree = ServingTree(roots, settings.proc_root)
         self._replicas = Replicas(settings.run_dir, self._settlement, self._adopt)
         self._startup = StartUp(self._root_age_s())
         self._grid = GridFile(settings.run_dir)
+        self._model = ModelFile(settings.run_dir)
+        self._recent = RecentLaw()
         self._version = build_version()
         self._busy_ns = self._offered_ns = 0
         self._dirty = True
@@ -185,6 +189,7 @@ class NodeService:
         tick, self._pending_tick = self._pending_tick, None
         if tick is not None:
             self._settlement.tick(tick, self._replicas.answered, self._grams)
+            self._recent.mark(self._loop.time(), self._state.ledger.conservation(self._settlement.pending_uj))
             self._dirty = True
 
     def _read_machine(self) -> MachineTick:
@@ -259,7 +264,9 @@ class NodeService:
             totals=self._state.totals,
             pending_uj=self._settlement.pending_uj,
             uncertainty={source.name: source.relative_uncertainty for source in self._meter.sources},
+            recent_error_ratio=self._recent.error_ratio,
             missing_ticks=self._meter.missing_ticks,
+            missing_now=self._meter.missing_now,
             unmetered_uj=self._meter.unmetered_uj,
             joules_per_cpu_second=self._settlement.joules_per_cpu_second,
             meter_cpu_seconds=self._meter_cpu_seconds(),
@@ -271,6 +278,8 @@ class NodeService:
             grid_age_s=self._grid.age_s(),
             pue=self._settings.pue,
             startup=self._startup,
+            compiled=self._model.costs(),
+            exemplars=tuple(one for peer in self._replicas.peers.values() for one in peer.exemplars),
         )
 
     def _metrics(self, request: Request) -> Response:

@@ -69,6 +69,7 @@ class _OpenWindow:
     ticks: int = 0
     energy_uj: dict[Domain, int] = field(default_factory=dict)
     idle_uj: dict[Domain, int] = field(default_factory=dict)
+    duration_ns: dict[Domain, int] = field(default_factory=dict)
     busy_cpu_ns: int = 0
     serving_cpu_ns: int = 0
     replica_cpu_ns: dict[str, int] = field(default_factory=dict)
@@ -83,8 +84,11 @@ class Settlement:
         totals: ServingTotals,
         idle: IdleModel,
         fixed_joules_per_cpu_second: float | None = None,
+        pue: float = 1.0,
     ) -> None:
-        """`fixed_joules_per_cpu_second` is the rate where the source knows it by construction."""
+        """`fixed_joules_per_cpu_second` is the rate where the source knows it by construction; `pue` what fully loaded
+        figures are multiplied by.
+        """
         self.ledger = ledger
         self.totals = totals
         self.replicas: dict[str, ReplicaAccount] = {}
@@ -92,11 +96,14 @@ class Settlement:
         """Last settled snapshots of replicas that are not here now and may say hello again."""
         self._idle = idle
         self._fixed_rate = fixed_joules_per_cpu_second
+        self._pue = pue
         self._window = _OpenWindow()
         self._metered_uj: Mapping[Domain, int] = {}
         self._carried_cpu_ns: dict[Account, int] = {}
         self._rate_uj = 0.0
         self._rate_cpu_ns = 0.0
+        self._recent_dynamic_uj = 0.0
+        self._recent_loaded_uj = 0.0
 
     @property
     def joules_per_cpu_second(self) -> float | None:
@@ -106,6 +113,13 @@ class Settlement:
         if self._rate_cpu_ns <= 0:
             return None
         return self._rate_uj / self._rate_cpu_ns * _UJ_PER_NS_IN_WATTS
+
+    @property
+    def loaded_ratio(self) -> float | None:
+        """Fully loaded joules for each dynamic one lately; None before any were attributed."""
+        if self._recent_dynamic_uj <= 0:
+            return None
+        return self._recent_loaded_uj / self._recent_dynamic_uj
 
     @property
     def pending_uj(self) -> int:
@@ -176,11 +190,21 @@ class Settlement:
                 late_cpu_ns=late_ns,
             )
         )
-        self.ledger.settle(attribution, grams_per_kwh)
+        self._book(attribution, grams_per_kwh, max(window.duration_ns.values(), default=0))
         self._carry(attribution)
         self._learn_rate(attribution, max(window.busy_cpu_ns, window.serving_cpu_ns + unseen_ns))
         for change in changes:
-            self._enter(change)
+            self._enter(change, grams_per_kwh)
+
+    def _book(self, attribution: Attribution[Account], grams_per_kwh: float | None, elapsed_ns: int) -> None:
+        """Enter a settled window into the ledger, and learn what loading adds to a dynamic joule."""
+        loaded_uj = sum(self.ledger.loaded_uj.values())
+        self.ledger.settle(attribution, grams_per_kwh, pue=self._pue, elapsed_ns=elapsed_ns)
+        dynamic_uj = sum(sum(split.attributed_uj.values()) for split in attribution.splits)
+        if dynamic_uj:
+            loaded_uj = sum(self.ledger.loaded_uj.values()) - loaded_uj
+            self._recent_dynamic_uj = _RATE_KEEP * self._recent_dynamic_uj + dynamic_uj
+            self._recent_loaded_uj = _RATE_KEEP * self._recent_loaded_uj + loaded_uj
 
     def _accumulate(self, tick: MachineTick) -> None:
         window = self._window
@@ -195,6 +219,7 @@ class Settlement:
             idle_uj = self._idle.idle_uj(delta, busy_share)
             window.energy_uj[domain] = window.energy_uj.get(domain, 0) + delta.energy_uj
             window.idle_uj[domain] = window.idle_uj.get(domain, 0) + idle_uj
+            window.duration_ns[domain] = window.duration_ns.get(domain, 0) + delta.duration_ns
         # From the counters and not from the deltas above: what is lost or doubled between the two must show.
         total_uj, before_uj = tick.meters.total_uj, self._metered_uj
         self.ledger.meter({domain: uj - before_uj.get(domain, 0) for domain, uj in total_uj.items()})
@@ -244,7 +269,7 @@ class Settlement:
         self._rate_uj = _RATE_KEEP * self._rate_uj + dynamic_uj
         self._rate_cpu_ns = _RATE_KEEP * self._rate_cpu_ns + cpu_ns
 
-    def _enter(self, change: Increase) -> None:
+    def _enter(self, change: Increase, grams_per_kwh: float | None) -> None:
         """Count what a record says; energies by bucket use the rate in force."""
         self.totals.add(change)
         rate = self.joules_per_cpu_second
@@ -256,4 +281,5 @@ class Settlement:
                 seconds = cpu_bucket_middle_ns(index) / NANOSECONDS_PER_SECOND
                 self.ledger.observe(account, rate * seconds, count)
         for reason, cpu_ns in change.avoided_cpu_ns.items():
-            self.ledger.avoid(reason, int(cpu_ns / NANOSECONDS_PER_SECOND * rate * MICROJOULES_PER_JOULE))
+            amount_uj = int(cpu_ns / NANOSECONDS_PER_SECOND * rate * MICROJOULES_PER_JOULE)
+            self.ledger.avoid(reason, amount_uj, grams_per_kwh)

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -36,7 +37,7 @@ QUALITIES = ("strict", "standard", "eco")
 OUTCOMES = ("ok", "cached", "error", "cancelled", "shed", "refused")
 FAILURES = ("error", "cancelled", "shed")
 """Outcomes that any operating point may come to."""
-AVOIDED = ("cache", "fallback")
+AVOIDED = ("cache", "batching", "fallback", "quantized")
 COUNTERS = (
     "batches",
     "rows",
@@ -63,6 +64,9 @@ HISTOGRAMS: Mapping[str, tuple[int, ...]] = {
     "batch_tokens": BATCH_BOUNDS,
 }
 """Name to upper bounds: durations in nanoseconds, batch sizes in rows and in tokens with padding."""
+
+MAX_EXEMPLARS = len(DURATION_BOUNDS_NS) + 1
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 _MIN_BITS = 13
 _MAX_BITS = 37
@@ -123,6 +127,16 @@ class Histogram:
     buckets: dict[int, int] = field(default_factory=dict)
 
 
+class Exemplar(NamedTuple):
+    """A request whose trace can be looked up. `cpu_ns` is what it owes; `time_s` since the epoch."""
+
+    trace_id: str
+    variant: str
+    total_ns: int
+    cpu_ns: int
+    time_s: float
+
+
 @dataclass(slots=True)
 class Snapshot:
     """All that a replica process has counted since its start."""
@@ -137,6 +151,8 @@ class Snapshot:
     avoided_cpu_ns: dict[str, int]
     gauges: dict[str, float]
     histograms: dict[str, Histogram]
+    exemplars: tuple[Exemplar, ...] = ()
+    """Of the requests whose trace was recorded; at most one a bucket of their duration."""
 
     @property
     def cpu_ns(self) -> int:
@@ -230,6 +246,7 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
             "avoid": {name: value for name, value in snapshot.avoided_cpu_ns.items() if value},
             "gauge": snapshot.gauges,
             "hist": {n: [h.count, h.total, h.buckets] for n, h in snapshot.histograms.items() if h.count},
+            **({"ex": [list(exemplar) for exemplar in snapshot.exemplars]} if snapshot.exemplars else {}),
         }
     )
 
@@ -253,6 +270,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
                 for name, (count, total, buckets) in tree["hist"].items()
                 if name in HISTOGRAMS
             },
+            exemplars=tuple(_exemplar(row) for row in tree.get("ex", [])[:MAX_EXEMPLARS]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, WireError):
@@ -266,6 +284,13 @@ def _request(row: Any) -> tuple[RequestKey, RequestTotals]:
         raise WireError(f"req: class {quality!r} with outcome {outcome!r} is not known")
     key = RequestKey(_text(variant, "variant"), _text(point, "point"), quality, outcome)
     return key, RequestTotals(_count(count, "count"), _count(cpu_ns, "cpu_ns"), _buckets(buckets, "req"))
+
+
+def _exemplar(row: Any) -> Exemplar:
+    trace_id, variant, total_ns, cpu_ns, time_s = row
+    if not isinstance(trace_id, str) or not _TRACE_ID.fullmatch(trace_id):
+        raise WireError("ex: no trace id of 32 hexadecimal digits")
+    return Exemplar(trace_id, _text(variant, "variant"), _count(total_ns, "ex"), _count(cpu_ns, "ex"), float(time_s))
 
 
 def _counts(tree: Mapping[str, Any], known: Iterable[str], where: str) -> dict[str, int]:

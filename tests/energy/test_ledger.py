@@ -111,3 +111,27 @@ def test_a_damaged_ledger_is_refused(damage: dict[str, object]) -> None:
     tree = booked([(1000, 0, 10, 10, 5, 5, 10.0)]).to_json()
     with pytest.raises(LedgerError):
         Ledger.from_json({**tree, **damage})
+
+
+@given(st.lists(entries, max_size=12), st.floats(1, 2))
+def test_fully_loaded_joules_are_all_of_the_serving_joules_but_what_no_request_was_there_for(
+    rows: list[tuple[int, int, int, int, int, int, float | None]], pue: float
+) -> None:
+    ledger = Ledger()
+    for energy_uj, idle_uj, busy, serving, alice, bob, _ in rows:
+        window = Window([DomainEnergy(CPU, energy_uj, idle_uj)], busy, serving, {ALICE: alice, BOB: bob})
+        before = dict(ledger.loaded_uj)
+        ledger.settle(attribute(window), None, pue=pue, elapsed_ns=600 * 10**9)
+        assert all(ledger.loaded_uj[key] >= value for key, value in before.items())
+    law = ledger.conservation()
+    owed_uj = law.attributed_uj + law.idle_uj + law.overhead_uj - sum(ledger.unloaded_uj.values())
+    assert sum(ledger.loaded_uj.values()) == pytest.approx(pue * owed_uj, abs=2 * len(rows) + 1)
+
+
+def test_the_first_request_of_the_morning_does_not_pay_for_the_night() -> None:
+    ledger = Ledger()
+    night = Window([DomainEnergy(CPU, 36_000_000, 36_000_000)], 0, 0, {})
+    ledger.settle(attribute(night), None, elapsed_ns=36_000 * 10**9)
+    ledger.settle(attribute(Window([DomainEnergy(CPU, 1500, 1000)], 1, 1, {ALICE: 1})), None, elapsed_ns=10**9)
+    assert ledger.loaded_uj == {(ALICE, "rapl"): 1500 + 36_000_000 // 3600}
+    assert ledger.unloaded_uj == {"rapl": 36_000_000 - 36_000_000 // 3600}

@@ -356,3 +356,14 @@ def test_where_nothing_is_traced_opentelemetry_is_not_imported() -> None:
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+async def test_the_figures_point_to_recorded_traces_alone(family: Family) -> None:
+    tracer = Tracer(make_provider(SimpleSpanProcessor(InMemorySpanExporter())))
+    async with listening(family, tracer=tracer) as running, httpx.AsyncClient(base_url=running.url) as client:
+        await ask(client, SAMPLED)
+        await ask(client, SAMPLED.removesuffix("01") + "00")
+    tracer.close()
+    ((trace_id, variant, total_ns, cpu_ns),) = running.usage.traces
+    assert (trace_id, variant) == (TRACE_ID, "full")
+    assert total_ns > cpu_ns > 0

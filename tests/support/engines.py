@@ -34,6 +34,7 @@ class RecordingUsage:
     batches: list[tuple[int, int, int]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     avoided_ns: Counter[str] = field(default_factory=Counter)
+    traces: list[tuple[str, str, int, int]] = field(default_factory=list)
 
     def request(
         self, variant: str, point: str, quality: str, outcome: str, cpu_ns: int, **durations: int | None
@@ -53,6 +54,10 @@ class RecordingUsage:
     def avoided(self, reason: str, cpu_ns: int) -> None:
         """Keep it."""
         self.avoided_ns[reason] += cpu_ns
+
+    def traced(self, trace_id: str, variant: str, total_ns: int, cpu_ns: int) -> None:
+        """Keep it."""
+        self.traces.append((trace_id, variant, total_ns, cpu_ns))
 
     @property
     def outcomes(self) -> Counter[str]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -12,7 +13,9 @@ from energy.attribution import DomainEnergy, Window, attribute
 from energy.domains import Domain
 from energy.ledger import Account
 from server.node.grid_state import GridState
-from server.node.metrics import METRICS, Books, render
+from server.node.metric_table import METRICS, to_markdown
+from server.node.metrics import Books, render
+from server.node.model_file import CompileCost
 from server.node.proctree import ServingTree
 from server.node.startup import StartUp
 from server.node.state import NodeState
@@ -20,9 +23,11 @@ from server.node.totals import increase
 from server.node.wire import decode_snapshot
 from server.usage import Usage
 
+ROOT = Path(__file__).parents[3]
 CPU = Domain("package", "package-0", "rapl")
 CORE = Domain("core", "package-0", "rapl", overlaps=True)
 OWNER = Account("intents", "full", "full", "standard", "ok")
+TRACE = "0af7651916cd43dd8448eb211c80319c"
 GRID = GridState(250.0, 60.0, 0.0, "GB", "replay", "live", "lite", "threshold", "dirty", 4)
 
 
@@ -30,21 +35,25 @@ def books(grid: GridState | None = GRID) -> Books:
     usage = Usage("intents")
     usage.request("full", "full", "standard", "ok", 5_000_000, total_ns=4_000_000, queue_ns=100, tokenize_ns=200)
     usage.request("full", "cascade", "standard", "ok", 5_000_000)
+    usage.traced(TRACE, "full", 4_000_000, 1_200_000)
     usage.request("", "", "eco", "shed", 1000)
     usage.batch(2, 30, 40, 3_000_000)
     state = NodeState()
-    state.totals.add(increase(decode_snapshot(usage.snapshot()), None))
-    state.ledger.meter({CPU: 3_000_000, CORE: 1_000_000})
+    snapshot = decode_snapshot(usage.snapshot())
+    state.totals.add(increase(snapshot, None))
+    state.ledger.meter({CPU: 3_100_000, CORE: 1_000_000})
     window = Window([DomainEnergy(CPU, 2_000_000, 500_000)], 30, 20, {OWNER: 10}, 5)
-    state.ledger.settle(attribute(window), 250.0)
+    state.ledger.settle(attribute(window), 250.0, pue=1.2, elapsed_ns=10**9)
+    state.ledger.settle(attribute(Window([DomainEnergy(CPU, 100_000, 100_000)], 0, 0, {})), 250.0)
     state.ledger.observe(OWNER, 0.003, 2)
-    state.ledger.avoid("cache", 10)
+    state.ledger.avoid("cache", 3_600_000, 250.0)
     return Books(
         ledger=state.ledger,
         totals=state.totals,
         pending_uj=1_000_000,
         uncertainty={"rapl": 0.05},
         missing_ticks={(CPU, "gap"): 2},
+        missing_now={CPU: True, CORE: False},
         unmetered_uj={(CPU, "gap"): 40_000_000},
         joules_per_cpu_second=2.5,
         meter_cpu_seconds=1.25,
@@ -56,6 +65,8 @@ def books(grid: GridState | None = GRID) -> Books:
         grid_age_s=61.0 if grid else None,
         pue=1.2,
         startup=started(),
+        compiled=(CompileCost("intents", "lite", 1234.0, 500.0, "rapl", 0.05),),
+        exemplars=snapshot.exemplars,
     )
 
 
@@ -87,8 +98,9 @@ def test_every_metric_of_the_table_is_exposed_with_its_labels_and_no_other() -> 
 def test_the_figures_are_joules_seconds_and_ratios() -> None:
     found = samples(books())
     source = (("device", "package-0"), ("domain", "package"), ("source", "rapl"))
-    assert found["jouleserve_energy_joules_total", source] == 3.0
-    assert found["jouleserve_idle_joules_total", source] == 0.5
+    assert found["jouleserve_energy_joules_total", source] == 3.1
+    assert found["jouleserve_idle_joules_total", source] == 0.6
+    assert found["jouleserve_energy_domain_missing", source] == 1
     assert found["jouleserve_unmetered_joules_total", (*source[:2], ("reason", "gap"), source[2])] == 40.0
     owner = (
         ("class", "standard"),
@@ -98,6 +110,9 @@ def test_the_figures_are_joules_seconds_and_ratios() -> None:
         ("variant", "full"),
     )
     assert found["jouleserve_attributed_joules_total", owner] == 0.5
+    # 0.5 J of its own, all of the window's idling (0.5 J) and overhead (0.25 J), times PUE; what came after waits.
+    assert found["jouleserve_loaded_joules_total", owner] == pytest.approx(1.2 * 1.25)
+    assert found["jouleserve_unloaded_joules", (("source", "rapl"),)] == 0.1
     assert found["jouleserve_unattributed_joules_total", (("reason", "overhead"),)] == 0.25
     assert found["jouleserve_unattributed_joules_total", (("reason", "late_record"),)] == 0.25
     assert found["jouleserve_unattributed_joules_total", (("reason", "other_processes"),)] == 0.5
@@ -112,6 +127,10 @@ def test_the_figures_are_joules_seconds_and_ratios() -> None:
     assert found["jouleserve_shed_requests_total", (("class", "eco"),)] == 1
     scope = (("model", "intents"), ("scope", "attributed"), ("variant", "full"))
     assert found["jouleserve_carbon_grams_total", scope] == pytest.approx(0.5 / 3.6e6 * 250)
+    assert found["jouleserve_carbon_saved_grams_total", (("mechanism", "efficiency"),)] == pytest.approx(250e-6)
+    compiled = (("model", "intents"), ("variant", "lite"))
+    assert found["jouleserve_compile_joules", compiled] == 1234
+    assert found["jouleserve_compile_cpu_seconds", compiled] == 500
 
 
 def test_what_is_unknown_is_absent_and_not_zero() -> None:
@@ -137,6 +156,33 @@ def test_whoever_answered_has_its_failures_at_zero_from_the_beginning() -> None:
         owed = tuple(sorted((*labels, ("source", "rapl"), ("variant", "full"))))
         assert found["jouleserve_attributed_joules_total", owed] == 0
     assert found["jouleserve_shed_requests_total", (("class", "strict"),)] == 0
+
+
+def test_an_error_of_the_last_minutes_is_not_drowned_by_the_joules_of_a_year() -> None:
+    worse = books()
+    worse.recent_error_ratio = 0.25
+    assert samples(worse)["jouleserve_energy_conservation_error_ratio", ()] == 0.25
+
+
+def test_openmetrics_points_to_the_traces_of_requests() -> None:
+    text = render(books(), "application/openmetrics-text; version=1.0.0", "1.2.3")[0].decode()
+    found = {
+        (sample.name, sample.labels["le"]): sample.exemplar
+        for family in parse_openmetrics(text)
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert set(found) == {
+        ("jouleserve_request_duration_seconds_bucket", "0.005"),
+        ("jouleserve_request_energy_joules_bucket", "0.005"),
+    }
+    energy = found["jouleserve_request_energy_joules_bucket", "0.005"]
+    assert (energy.labels, energy.value) == ({"trace_id": TRACE}, pytest.approx(0.003))
+
+
+def test_the_document_is_the_table_of_the_code() -> None:
+    remedy = "python -m server.node.metric_table > docs/metrics.md"
+    assert (ROOT / "docs" / "metrics.md").read_text() == to_markdown(), remedy
 
 
 def test_openmetrics_is_given_to_who_asks_for_it() -> None:

@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.node import wire
-from server.node.metrics import METRICS
+from server.node.metric_table import METRICS
 from server.node.service import LOCK_FILE, PORT_FILE
 
 ROOT = Path(__file__).parents[3]
@@ -195,8 +195,10 @@ def test_requests_of_two_replicas_get_their_joules_and_the_books_balance(tmp_pat
         assert total(found, "jouleserve_carbon_grams_total") > 0
         assert total(found, "jouleserve_bad_records_total") == 0
         ends = ("_total", "_bucket", "_count", "_sum")
-        stems = {next((name.removesuffix(e) for e in ends if name.endswith(e)), name) for name, _ in found}
-        assert stems <= set(METRICS)
+        for name, pairs in found:
+            stem = next((name.removesuffix(e) for e in ends if name.endswith(e)), name)
+            assert stem in METRICS, f"{name} is not in docs/metrics.md"
+            assert {label for label, _ in pairs} - {"le"} == set(METRICS[stem][1]), name
         law = conservation(node.url, since=mark)
         parts = [law[f"{part}_joules"] for part in ("attributed", "idle", "overhead", "other", "pending")]
         assert law["measured_joules"] > 0

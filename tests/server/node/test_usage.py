@@ -230,3 +230,18 @@ async def test_a_garbled_poll_is_survived(tmp_path: Path, node_socket: socket.so
     node_socket.sendto(poll(9), address)
     assert (await hear(node_socket))[0]["n"] == 9
     await link.close()
+
+
+def test_savings_that_cost_something_are_made_up_for_before_the_figure_grows() -> None:
+    usage = Usage("intents")
+    for amount in (100, -30, 20, 40):
+        usage.avoided("batching", amount)
+    assert wire.decode_snapshot(usage.snapshot()).avoided_cpu_ns == {"batching": 130}
+
+
+def test_the_newest_traced_request_of_each_duration_travels_with_the_figures() -> None:
+    usage = Usage("intents")
+    for trace, total_ns in (("a" * 32, 4_000_000), ("b" * 32, 4_500_000), ("c" * 32, 40_000_000)):
+        usage.traced(trace, "full", total_ns, 1_000_000)
+    found = wire.decode_snapshot(usage.snapshot()).exemplars
+    assert [exemplar.trace_id[0] for exemplar in found] == ["b", "c"]
