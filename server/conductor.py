@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from energy.grid.ladder import Outlook
 from models.store import Store, StoreError, Version, write_atomic
 from server.config_problems import SettingsError
 from server.node import model_file
@@ -60,8 +61,11 @@ class Conductor:
         tunables = Tunables.of(settings)
         self._check(tunables)
         self.orders = Orders(tunables, DialState.initial(points, tunables.shaping), version.name)
+        ladder = make_ladder(settings)
+        self.outlook: Outlook = ladder
+        """What is known of the grid, for whoever plans by it."""
         self._controller = ShapingController(
-            make_ladder(settings),
+            ladder,
             points,
             tunables.shaping,
             settings.server.run_dir / "grid.json",

@@ -181,10 +181,17 @@ def _section_of(variable: str) -> str:
 
 
 def _missing_files(settings: Settings) -> list[str]:
-    path = settings.grid.replay_path
-    if path is not None and not path.is_file():
-        return [f"grid.replay_path: {path} does not exist; give the path of a CSV or .csv.gz file"]
-    return []
+    grid = settings.grid
+    files = {
+        "replay_path": (grid.replay_path, "the path of a CSV or .csv.gz file"),
+        "replay_forecast_path": (grid.replay_forecast_path, "the path of a CSV or .csv.gz file"),
+        "secret_file": (grid.secret_file, "the path of a file that holds the secret"),
+    }
+    return [
+        f"grid.{name}: {path} does not exist; give {what}"
+        for name, (path, what) in files.items()
+        if path is not None and not path.is_file()
+    ]
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:

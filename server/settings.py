@@ -10,8 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from energy.grid.choice import ProviderName
+from energy.grid.signal import Measure
 
 ENV_PREFIX = "JOULESERVE_"
 MIB = 1024 * 1024
@@ -250,11 +253,22 @@ class ShapingSettings(Section):
 class GridSettings(Section):
     """Where the carbon intensity comes from (average, location-based)."""
 
-    provider: Literal["static", "replay", "uk"] = "static"
-    """`static`: one number. `replay`: a recorded CSV, played. `uk`: api.carbonintensity.org.uk, needs the
-    internet."""
-    zone: str | None = Field(default=None, min_length=1, max_length=64)
-    """Grid zone, for labels; null takes the provider's own (uk: GB)."""
+    provider: ProviderName = "static"
+    """`static`: one number. `replay`: a recorded CSV, played. These need the internet: `uk`
+    (api.carbonintensity.org.uk), `electricity_maps` (a token) and `watttime` (an account)."""
+    zone: str | None = Field(default=None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    """Grid zone: Electricity Maps' (such as DE) or WattTime's region (such as CAISO_NORTH); for the others a label,
+    null takes the provider's own (uk: GB)."""
+    secret: SecretStr | None = None
+    """Electricity Maps' token, or WattTime's password. Better given by the environment (JOULESERVE_GRID__SECRET) or a
+    file than here."""
+    secret_file: Path | None = None
+    """File that holds the secret alone; read again at each use, so that it may be changed while the server runs."""
+    username: str | None = Field(default=None, min_length=1, max_length=128)
+    """Name of the WattTime account."""
+    measure: Measure = "average"
+    """`average` intensity, or `marginal` (watttime alone), which moves the dial but books no grams: the two are never
+    mixed."""
     static_grams_per_kwh: float | None = Field(default=None, ge=0, le=5000)
     """gCO2e/kWh of `static`. null assumes the world mean for the gram figures and never shapes by it: an
     assumed constant must not degrade answers."""
@@ -265,8 +279,10 @@ class GridSettings(Section):
     `min_dwell_s` too."""
     replay_start: datetime | None = None
     """UTC time in the recording to start from; null starts at its first row."""
-    uk_base_url: str = Field(default="https://api.carbonintensity.org.uk", pattern=r"^https?://[^\s@]+$")
-    """Base URL of the UK Carbon Intensity API."""
+    replay_forecast_path: Path | None = None
+    """CSV (or .csv.gz) of issued_utc, target_utc and forecast, as they were issued at the time; null has none."""
+    base_url: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$")
+    """Base URL of the provider's API, for a proxy or another version of it; null takes the public one."""
     request_timeout_s: float = Field(default=10, gt=0, le=120)
     """Seconds one fetch may take, connecting and reading together."""
     max_attempts: int = Field(default=3, ge=1, le=10)
@@ -289,6 +305,20 @@ class GridSettings(Section):
             raise ValueError("replay_path: missing although provider is 'replay'; give a CSV of times and gCO2e/kWh")
         if self.provider == "uk" and self.zone not in (None, "GB"):
             raise ValueError(f"zone: the uk provider serves GB, not {self.zone!r}; leave zone out")
+        if self.provider in ("electricity_maps", "watttime"):
+            if self.zone is None:
+                raise ValueError(f"zone: missing although provider is '{self.provider}'; name the zone")
+            if self.secret is None and self.secret_file is None:
+                raise ValueError(
+                    f"secret_file: missing although provider is '{self.provider}'; give a file that holds the secret,"
+                    " or JOULESERVE_GRID__SECRET"
+                )
+        if self.secret is not None and self.secret_file is not None:
+            raise ValueError("secret_file: secret is given, too; leave one of them out")
+        if self.provider == "watttime" and self.username is None:
+            raise ValueError("username: missing although provider is 'watttime'; give the account's name")
+        if self.measure == "marginal" and self.provider != "watttime":
+            raise ValueError(f"measure: '{self.provider}' tells averages alone; take average, or the provider watttime")
         return self
 
 

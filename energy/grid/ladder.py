@@ -8,16 +8,23 @@ is None, which means normal quality.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
+from energy.grid.leaps import LeapGuard, LeapLimits, Reference
 from energy.grid.memory import Memory
 from energy.grid.signal import GridError, GridProvider, Implausible, Intensity, Throttled, check_fresh
 
 log = structlog.get_logger(__name__)
+
+PAST_DAYS = 2.0
+"""A reading without a recent one beside it is measured against so many days."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,9 @@ class Limits:
     forecast_max_age_s: float = 86_400.0
     history_days: int = 28
     history_min_weeks: int = 2
-    forecast_refresh_s: float = 3600.0
-    """Seconds between two fetches of the forecast."""
-    leap_ratio: float = 3.0
-    leap_grams_per_kwh: float = 100.0
-    leap_window_s: float = 3600.0
-    """A reading that differs from the last good one by more than both, within the window, is refused. After
-    it the reading is believed: a feed that lies for minutes is outwaited, a real change is taken in time."""
+    refresh_s: float = 3600.0
+    """Seconds between two fetches of the forecast, and of the history until it was had."""
+    leaps: LeapLimits = field(default_factory=LeapLimits)
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,30 @@ class Outcome:
     refusals: tuple[GridError, ...] = field(default=())
 
 
+class Outlook(Protocol):
+    """What is known of the grid without asking anybody: for whoever plans by it. Nothing here does I/O or raises."""
+
+    def now(self) -> datetime:
+        """The time on the grid's clock (UTC): a replay's is the recording's."""
+
+    def latest(self) -> Intensity | None:
+        """The reading in force, by the best rung at the last look; None if nothing is known."""
+
+    def history(self) -> Sequence[Intensity]:
+        """Hourly means of the trailing weeks, as far as they are known, oldest first."""
+
+    def forecast(self) -> Sequence[Intensity]:
+        """The newest forecast that is not too old, from now on, oldest first; `issued` is set. Empty if there is none.
+        Each value holds until the next one."""
+
+
 class Ladder:
-    """One provider behind guards and fall-backs. Not for concurrent use: one poller in the cluster."""
+    """One provider behind guards and fall-backs; an `Outlook`. Not for concurrent use: one poller in the cluster."""
 
     def __init__(self, provider: GridProvider, limits: Limits | None = None, cache_path: Path | None = None) -> None:
         self.provider = provider
+        self.refused: Counter[str] = Counter()
+        """How many looks gave no reading of the provider's, by the name of the error."""
         self._limits = limits or Limits()
         self._cache_path = cache_path
         self._memory = (
@@ -58,15 +80,41 @@ class Ladder:
             if cache_path is None
             else Memory.load(cache_path, provider.name, provider.zone)
         )
+        self._leaps = LeapGuard(self._limits.leaps)
+        self._latest: Intensity | None = None
         self._not_before: datetime | None = None
         self._forecast_tried: datetime | None = None
+        self._history_tried: datetime | None = None
+        self._history_had = False
+
+    def now(self) -> datetime:
+        """See `Outlook`."""
+        return self.provider.now()
+
+    def latest(self) -> Intensity | None:
+        """See `Outlook`."""
+        return self._latest
+
+    def history(self) -> Sequence[Intensity]:
+        """See `Outlook`."""
+        return self._memory.past()
+
+    def forecast(self) -> Sequence[Intensity]:
+        """See `Outlook`."""
+        return self._memory.ahead(self.now(), self._limits.forecast_max_age_s)
 
     async def read(self) -> Outcome:
         """The best reading there is now. Raises nothing but cancellation."""
+        outcome = await self._read()
+        self._latest = outcome.reading
+        return outcome
+
+    async def _read(self) -> Outcome:
         try:
             reading = await self._live()
         except Exception as error:
             refusal = error if isinstance(error, GridError) else GridError(f"{type(error).__name__}: {error}")
+            self.refused[type(refusal).__name__] += 1
             log.warning("grid_reading_refused", provider=self.provider.name, why=type(error).__name__, said=str(error))
             return Outcome(self._fall_back(), (refusal,))
         self._memory.accept(reading, self._limits.history_days)
@@ -75,47 +123,61 @@ class Ladder:
         return Outcome(reading)
 
     async def _live(self) -> Intensity:
-        if self._not_before is not None and self.provider.now() < self._not_before:
+        if self._not_before is not None and self.now() < self._not_before:
             raise Throttled(f"the provider asked to be left alone until {self._not_before:%H:%M:%S}")
         try:
             reading = await self.provider.latest()
         except Throttled as error:
             if error.retry_after_s is not None:
-                self._not_before = self.provider.now() + timedelta(seconds=error.retry_after_s)
+                self._not_before = self.now() + timedelta(seconds=error.retry_after_s)
             raise
         if reading.kind == "live":
-            check_fresh(reading, self.provider.now(), self._limits.live_max_age_s)
+            check_fresh(reading, self.now(), self._limits.live_max_age_s)
+            await self._learn_history()
             self._check_leap(reading)
         return reading
 
     def _check_leap(self, reading: Intensity) -> None:
-        last, limits = self._memory.last, self._limits
-        if last is None or abs((reading.time - last.time).total_seconds()) >= limits.leap_window_s:
-            return
-        low, high = sorted((last.grams_per_kwh, reading.grams_per_kwh))
-        if high > low * limits.leap_ratio and high - low > limits.leap_grams_per_kwh:
-            raise Implausible(
-                f"a leap from {last.grams_per_kwh:g} to {reading.grams_per_kwh:g} gCO2e/kWh within the hour"
-            )
+        memory = self._memory
+        reference = Reference(memory.last, memory.trusted, memory.span(self.now(), PAST_DAYS))
+        try:
+            memory.trusted = self._leaps.check(reading, self.now(), reference)
+        except Implausible:
+            if not memory.trusted:
+                memory.retract()
+            raise
 
     def _fall_back(self) -> Intensity | None:
-        now, limits = self.provider.now(), self._limits
+        now, limits = self.now(), self._limits
         return (
             self._memory.cached(now, limits.cached_max_age_s)
             or self._memory.predicted(now, limits.forecast_max_age_s)
             or self._memory.hour_of_week_mean(now, limits.history_days, limits.history_min_weeks)
         )
 
-    async def _refresh_forecast(self) -> None:
-        now = self.provider.now()
-        tried = self._forecast_tried
-        if tried is not None and (now - tried).total_seconds() < self._limits.forecast_refresh_s:
+    async def _learn_history(self) -> None:
+        """What the provider knows of the past day, once: a first reading can then be measured, and the hour-of-week
+        mean has a start."""
+        if self._history_had or not self._due(self._history_tried):
             return
-        self._forecast_tried = now
+        self._history_tried = self.now()
+        try:
+            self._memory.learn(await self.provider.history(), self._limits.history_days)
+            self._history_had = True
+        except Exception as error:
+            log.warning("grid_history_missing", provider=self.provider.name, said=str(error))
+
+    async def _refresh_forecast(self) -> None:
+        if not self._due(self._forecast_tried):
+            return
+        self._forecast_tried = self.now()
         try:
             self._memory.forecast = await self.provider.forecast() or self._memory.forecast
         except Exception as error:
             log.warning("grid_forecast_missing", provider=self.provider.name, said=str(error))
+
+    def _due(self, tried: datetime | None) -> bool:
+        return tried is None or (self.now() - tried).total_seconds() >= self._limits.refresh_s
 
     async def _persist(self) -> None:
         if self._cache_path is None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 HOUR_S = 3600
 HOURS_PER_WEEK = 168
+LEAST_HOURS = 6
 FORECAST_PERIOD = timedelta(hours=1)
 """A forecast's value holds until its next one, but no longer than this."""
 
@@ -35,6 +37,8 @@ class Memory:
     provider: str
     zone: str
     last: Intensity | None = None
+    trusted: bool = False
+    """Whether something speaks for `last` but itself."""
     forecast: tuple[Intensity, ...] = ()
     hours: dict[int, tuple[float, int]] = field(default_factory=dict)
 
@@ -49,6 +53,37 @@ class Memory:
             del self.hours[old]
         self.last = reading
 
+    def learn(self, past: Iterable[Intensity], keep_days: int) -> None:
+        """Take the provider's own past for the hours that nothing is known of."""
+        known = set(self.hours)
+        for reading in past:
+            hour = int(reading.time.timestamp()) // HOUR_S
+            if hour not in known:
+                total, count = self.hours.get(hour, (0.0, 0))
+                self.hours[hour] = (total + reading.grams_per_kwh, count + 1)
+        if self.hours:
+            oldest = max(self.hours) - keep_days * 24
+            self.hours = {hour: value for hour, value in self.hours.items() if hour >= oldest}
+
+    def retract(self) -> None:
+        """Forget the last reading: it was none of the grid's."""
+        if self.last is not None:
+            self.hours.pop(int(self.last.time.timestamp()) // HOUR_S, None)
+        self.last, self.trusted = None, False
+
+    def span(self, now: datetime, days: float) -> tuple[float, float] | None:
+        """Least and most of the hourly means of the trailing `days`; None with fewer than `LEAST_HOURS` of them."""
+        hour = int(now.timestamp()) // HOUR_S
+        means = [total / count for h, (total, count) in self.hours.items() if hour - days * 24 <= h < hour]
+        return (min(means), max(means)) if len(means) >= LEAST_HOURS else None
+
+    def past(self) -> tuple[Intensity, ...]:
+        """The hourly means, oldest first."""
+        return tuple(
+            Intensity(self.zone, self.provider, datetime.fromtimestamp(hour * HOUR_S, UTC), total / count, "live")
+            for hour, (total, count) in sorted(self.hours.items())
+        )
+
     def predicted(self, now: datetime, max_age_s: float) -> Intensity | None:
         """The forecast's value for `now`, if one covers it that was issued at most `max_age_s` ago."""
         covering = [p for p in self.forecast if p.time <= now < p.time + FORECAST_PERIOD]
@@ -56,6 +91,16 @@ class Memory:
             return None
         age_s = (now - covering[-1].issued).total_seconds()
         return covering[-1] if age_s <= max_age_s else None
+
+    def ahead(self, now: datetime, max_age_s: float) -> tuple[Intensity, ...]:
+        """The forecast from the period that covers `now` on, if it was issued at most `max_age_s` ago."""
+        return tuple(
+            point
+            for point in self.forecast
+            if point.issued is not None
+            and (now - point.issued).total_seconds() <= max_age_s
+            and point.time + FORECAST_PERIOD > now
+        )
 
     def hour_of_week_mean(self, now: datetime, days: int, at_least: int) -> Intensity | None:
         """Mean of the same hour of the week over the trailing `days`; None with fewer than `at_least`
@@ -75,6 +120,7 @@ class Memory:
             "provider": self.provider,
             "zone": self.zone,
             "last": None if self.last is None else self.last.to_dict(),
+            "trusted": self.trusted,
             "forecast": [point.to_dict() for point in self.forecast],
             "hours": {format_utc(datetime.fromtimestamp(h * HOUR_S, UTC)): list(v) for h, v in self.hours.items()},
         }
@@ -102,6 +148,7 @@ class Memory:
                 provider,
                 zone,
                 None if data["last"] is None else Intensity.from_dict(data["last"]),
+                bool(data.get("trusted", False)),
                 tuple(Intensity.from_dict(point) for point in data["forecast"]),
                 {_hour(text): (float(total), int(count)) for text, (total, count) in data["hours"].items()},
             )

@@ -8,7 +8,7 @@ import io
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -26,6 +26,9 @@ VALUE_COLUMNS = (
     "gco2_per_kwh",
     "ci_direct",
 )
+HOUR = timedelta(hours=1)
+Forecasts = Mapping[datetime, Sequence[float]]
+"""By the time of issue: gCO2e/kWh of the hours from then on."""
 MISSING = ("", "nan", "null", "none", "na")
 
 
@@ -91,6 +94,27 @@ def read_recording(
     return Recording(tuple(times), tuple(values), steps.most_common(1)[0][0])
 
 
+def read_forecasts(path: Path) -> dict[datetime, tuple[float, ...]]:
+    """Forecasts as issued: a CSV (plain or `.gz`) of `issued_utc`, `target_utc`, `forecast`, whose hours follow one
+    another from the hour of issue. Raises BadRecording."""
+    rows = _rows(path)
+    try:
+        issue, target, value = (rows[0].index(name) for name in ("issued_utc", "target_utc", "forecast"))
+    except ValueError as error:
+        raise BadRecording(f"{path}: {error}; give the columns issued_utc, target_utc and forecast") from None
+    found: dict[datetime, list[float]] = {}
+    for number, row in enumerate(rows[1:], 1):
+        try:
+            issued = parse_utc(row[issue])
+            hours = found.setdefault(issued, [])
+            if parse_utc(row[target]) != issued + HOUR * len(hours):
+                raise ValueError(f"target_utc {row[target]} does not follow")
+            hours.append(plausible(float(row[value])))
+        except (IndexError, ValueError, GridError) as error:
+            raise BadRecording(f"{path}, row {number}: {error}; mend or remove the row") from None
+    return {issued: tuple(hours) for issued, hours in found.items()}
+
+
 class ReplayProvider:
     """Plays a recording, `speed` recorded seconds a second from `start`; at its end it starts over."""
 
@@ -103,8 +127,12 @@ class ReplayProvider:
         speed: float = 1.0,
         start: datetime | None = None,
         clock: Callable[[], float] = time.monotonic,
+        forecasts: Forecasts | None = None,
     ) -> None:
+        """`forecasts` are what was issued at the time; without them there are none."""
         self.zone = zone
+        self._forecasts = forecasts or {}
+        self._issues = sorted(self._forecasts)
         self._recording = recording
         self._speed = speed
         self._clock = clock
@@ -128,9 +156,20 @@ class ReplayProvider:
         moment, grams_per_kwh = self._recording.at(self.now())
         return Intensity(self.zone, self.name, moment, grams_per_kwh, "replay")
 
-    async def forecast(self) -> tuple[Intensity, ...]:
-        """None: peeking into the recording would be no forecast."""
+    async def history(self) -> tuple[Intensity, ...]:
+        """None: the recording's past is not what the ladder saw of it."""
         return ()
+
+    async def forecast(self) -> tuple[Intensity, ...]:
+        """The newest that had been issued; none without a record of them: peeking ahead would be no forecast."""
+        place = bisect_right(self._issues, self.now())
+        if not place:
+            return ()
+        issued = self._issues[place - 1]
+        return tuple(
+            Intensity(self.zone, self.name, issued + HOUR * hour, grams, "forecast", True, issued)
+            for hour, grams in enumerate(self._forecasts[issued])
+        )
 
     async def aclose(self) -> None:
         """Nothing to let go."""

@@ -5,12 +5,16 @@ An intensity is the grid's average (not marginal), location-based carbon intensi
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, get_args
 
 Kind = Literal["live", "cached", "forecast", "hour_of_week_mean", "static", "replay"]
+Measure = Literal["average", "marginal"]
+"""Of all that is generated, or of what one kWh more would take. Never mixed: grams are booked by averages alone."""
 
 MAX_GRAMS_PER_KWH = 1500.0
 """Readings are clamped to this. Lignite alone comes to about 1,200 over its life cycle."""
@@ -49,7 +53,12 @@ class Throttled(GridError):
 
 
 class Refused(GridError):
-    """The provider answered 4xx: asking the same again will not help."""
+    """The provider answered 4xx: asking the same again will not help. `status` is 0 where nobody was asked."""
+
+    def __init__(self, message: str, status: int = 0, body: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
 
 
 class Malformed(GridError):
@@ -71,7 +80,11 @@ class FutureDated(GridError):
 
 
 class NoData(GridError):
-    """The provider works and has no value for now (a gap in a recording)."""
+    """The provider works and has no value for now (a gap in a recording, a zone without recent data)."""
+
+
+class WrongZone(GridError):
+    """The answer is about another zone, measure or unit than was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +100,7 @@ class Intensity:
     """The provider's own estimate or ours, not a measured mix."""
     issued: datetime | None = None
     """When a forecast was issued; None for what is no forecast."""
-    measure: Literal["average"] = "average"
+    measure: Measure = "average"
 
     def age_s(self, now: datetime) -> float:
         """Seconds from the period's start to `now`."""
@@ -103,6 +116,7 @@ class Intensity:
             "kind": self.kind,
             "estimated": self.estimated,
             "issued": None if self.issued is None else format_utc(self.issued),
+            "measure": self.measure,
         }
 
     @classmethod
@@ -116,6 +130,7 @@ class Intensity:
             kind=_kind(data["kind"]),
             estimated=bool(data["estimated"]),
             issued=None if data.get("issued") is None else parse_utc(data["issued"]),
+            measure=_measure(data.get("measure", "average")),
         )
 
 
@@ -136,6 +151,9 @@ class GridProvider(Protocol):
     async def latest(self) -> Intensity:
         """The reading for now. Raises GridError; bounded in time."""
 
+    async def history(self) -> tuple[Intensity, ...]:
+        """Readings of the past day or so, oldest first; empty if the provider has none. Raises GridError."""
+
     async def forecast(self) -> tuple[Intensity, ...]:
         """Readings ahead, oldest first, `issued` set; empty if the provider has none. Raises GridError."""
 
@@ -148,6 +166,15 @@ def plausible(grams_per_kwh: float) -> float:
     if not math.isfinite(grams_per_kwh) or not 0 <= grams_per_kwh <= ABSURD_GRAMS_PER_KWH:
         raise Implausible(f"{grams_per_kwh} gCO2e/kWh is no grid's intensity")
     return min(grams_per_kwh, MAX_GRAMS_PER_KWH)
+
+
+def sound(readings: Iterable[Callable[[], Intensity]]) -> tuple[Intensity, ...]:
+    """The readings that are no fault, by time: one bad row is not worth the others."""
+    found = []
+    for make in readings:
+        with contextlib.suppress(Implausible, NoData):
+            found.append(make())
+    return tuple(sorted(found, key=lambda reading: reading.time))
 
 
 def check_fresh(reading: Intensity, now: datetime, max_age_s: float) -> None:
@@ -168,6 +195,12 @@ def parse_utc(text: str) -> datetime:
 def format_utc(time: datetime) -> str:
     """`YYYY-MM-DDThh:mm:ssZ`."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _measure(text: str) -> Measure:
+    if text not in get_args(Measure):
+        raise ValueError(f"{text!r} is no measure")
+    return text  # type: ignore[return-value]
 
 
 def _kind(text: str) -> Kind:

@@ -42,6 +42,10 @@ class StaticProvider:
         """The constant, dated now."""
         return Intensity(self.zone, self.name, self.now(), self._grams_per_kwh, "static", self._assumed)
 
+    async def history(self) -> tuple[Intensity, ...]:
+        """None: a constant has no past to speak of."""
+        return ()
+
     async def forecast(self) -> tuple[Intensity, ...]:
         """None: a constant predicts nothing."""
         return ()

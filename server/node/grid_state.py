@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ FILE_NAME = "grid.json"
 STALE_AFTER_SECONDS = 7200.0
 _MAX_GRAMS_PER_KWH = 10_000.0
 _MAX_LABEL_CHARS = 64
+_MAX_COUNTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,9 @@ class GridState:
     policy: str
     reason: str
     switches_total: int
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Looks at the grid that gave no reading of the provider's, by the name of the error."""
+    measure: str = "average"
 
 
 def parse_grid_state(data: bytes, written_s: float) -> GridState:
@@ -58,6 +62,8 @@ def parse_grid_state(data: bytes, written_s: float) -> GridState:
         policy=_label(tree, "policy"),
         reason=_label(tree, "reason"),
         switches_total=switches,
+        refused=_counts(tree, "refused"),
+        measure=_label(tree, "measure") or "average",
     )
 
 
@@ -68,6 +74,16 @@ def _number(tree: Mapping[str, Any], name: str, most: float) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise ValueError(f"{name}: {value!r}; 0 to {most} or null is expected")
     return float(value)
+
+
+def _counts(tree: Mapping[str, Any], name: str) -> dict[str, int]:
+    counts = tree.get(name) or {}
+    if not isinstance(counts, dict) or len(counts) > _MAX_COUNTS:
+        raise ValueError(f"{name}: not a map of at most {_MAX_COUNTS} counts")
+    for count in counts.values():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"{name}: {count!r} is no count")
+    return {str(key)[:_MAX_LABEL_CHARS]: count for key, count in counts.items()}
 
 
 def _label(tree: Mapping[str, Any], name: str) -> str:
@@ -108,8 +124,9 @@ class GridFile:
         return state.age_s + max(self._clock_s() - state.written_s, 0.0)
 
     def grams_per_kwh(self) -> float | None:
-        """Intensity in force now; None without one or if nobody renewed the file for two hours."""
+        """Average intensity in force now; None without one, if it is marginal, or if nobody renewed the file for two
+        hours."""
         state = self.state()
-        if state is None or self._clock_s() - state.written_s > STALE_AFTER_SECONDS:
+        if state is None or self._clock_s() - state.written_s > STALE_AFTER_SECONDS or state.measure != "average":
             return None
         return state.grams_per_kwh

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 
-from energy.grid.signal import parse_utc
+from energy.grid.replay import Forecasts
 from models.manifest import OperatingPoint
 from server.replay.course import Course, Floats
-from server.replay.errors import ReplayError
 from server.replay.figures import years_of
 from server.replay.simulate import Played, fixed, oracle_level
-
-Forecasts = Mapping[datetime, Sequence[float]]
-"""By the time of issue: gCO2e/kWh of the hours from then on."""
 
 
 def standing(course: Course, points: Sequence[OperatingPoint], full_share: float) -> list[Played]:
@@ -48,18 +41,6 @@ def trailing_level(course: Course, days: float, full_share: float) -> Floats:
         rank = (bisect_left(ordered, value) + bisect_right(ordered, value)) / (2 * len(ordered))
         level[step] = rank > full_share
     return level
-
-
-def read_forecasts(path: Path) -> dict[datetime, list[float]]:
-    """Forecasts as issued: a CSV (or .csv.gz) of `issued_utc`, `target_utc`, `forecast`, sorted. Raises ReplayError."""
-    found: dict[datetime, list[float]] = {}
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as stream:
-            for row in csv.DictReader(stream):
-                found.setdefault(parse_utc(row["issued_utc"]), []).append(float(row["forecast"]))
-    except (OSError, KeyError, ValueError) as error:
-        raise ReplayError(f"{path}: {error}; give a CSV of issued_utc, target_utc and forecast") from None
-    return found
 
 
 def forecast_level(

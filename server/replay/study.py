@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from energy.grid.replay import read_forecasts
 from models.store import write_atomic
-from server.replay.baselines import forecast_level, read_forecasts, trailing_level
+from server.replay.baselines import forecast_level, trailing_level
 from server.replay.command import made_up_points, swing_joules
 from server.replay.course import Course, read_course, with_load
 from server.replay.figures import Figures, figures_of

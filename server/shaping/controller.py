@@ -200,7 +200,7 @@ class ShapingController:
 
     def _report(self, decision: Decision) -> dict[str, Any]:
         provider, signal = self._ladder.provider, self._signal
-        reading: dict[str, Any] = dict.fromkeys(("grams_per_kwh", "kind", "time", "age_s", "estimated"))
+        reading: dict[str, Any] = dict.fromkeys(("grams_per_kwh", "kind", "time", "age_s", "estimated", "measure"))
         if signal is not None:
             reading = {
                 "grams_per_kwh": signal.grams_per_kwh,
@@ -208,6 +208,7 @@ class ShapingController:
                 "time": format_utc(signal.time),
                 "age_s": round(signal.age_s(provider.now()), 1),
                 "estimated": signal.estimated,
+                "measure": signal.measure,
             }
         return {
             **reading,
@@ -219,6 +220,7 @@ class ShapingController:
             "policy": self._settings.policy,
             "reason": decision.reason,
             "switches_total": self.switches_total,
+            "refused": dict(self._ladder.refused),
             "changes": list(self._changes),
         }
 

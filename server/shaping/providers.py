@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from energy.grid.choice import LIVE, BadChoice, GridChoice, make_provider, secret_of_file
 from energy.grid.ladder import Ladder, Limits
-from energy.grid.replay import BadRecording, ReplayProvider, read_recording
-from energy.grid.signal import GridProvider, parse_utc
-from energy.grid.static import StaticProvider
+from energy.grid.signal import parse_utc
 from server.config_problems import SettingsError
 from server.settings import GridSettings, Settings
 
 
 def make_ladder(settings: Settings) -> Ladder:
-    """The ladder over the configured provider. Raises SettingsError if a recording cannot be played."""
+    """The ladder over the configured provider. Raises SettingsError if there is none to be made."""
     grid = settings.grid
     limits = Limits(
         live_max_age_s=grid.live_max_age_s,
@@ -20,28 +19,32 @@ def make_ladder(settings: Settings) -> Ladder:
         history_days=grid.history_days,
     )
     # A recording's times are not the wall clock's: kept on disk they would pass for history of the real grid.
-    cache_path = settings.grid_cache_path if grid.provider == "uk" else None
-    return Ladder(make_provider(grid), limits, cache_path)
-
-
-def make_provider(grid: GridSettings) -> GridProvider:
-    """The configured provider. A replay starts to play now. Raises SettingsError."""
-    if grid.provider == "uk":
-        # The only one that needs an HTTP client, which takes a fifth of a second to import.
-        from energy.grid.uk import UkProvider
-
-        return UkProvider(grid.uk_base_url, grid.request_timeout_s, grid.max_attempts)
-    if grid.provider == "replay":
-        return _replay(grid)
-    return StaticProvider(grid.static_grams_per_kwh, grid.zone)
-
-
-def _replay(grid: GridSettings) -> ReplayProvider:
-    path = grid.replay_path
-    if path is None:
-        raise SettingsError(["grid.replay_path: missing although provider is 'replay'; give a CSV"])
-    start = None if grid.replay_start is None else parse_utc(grid.replay_start.isoformat())
+    cache_path = settings.grid_cache_path if grid.provider in LIVE else None
     try:
-        return ReplayProvider(read_recording(path), grid.zone or path.name.split(".")[0], grid.replay_speed, start)
-    except BadRecording as error:
-        raise SettingsError([f"grid.replay_path: {error}"]) from None
+        return Ladder(make_provider(choice_of(grid)), limits, cache_path)
+    except BadChoice as error:
+        raise SettingsError([f"grid.{error.field}: {error}"]) from None
+
+
+def choice_of(grid: GridSettings) -> GridChoice:
+    """What the settings say of the provider."""
+    secret = None
+    if grid.secret_file is not None:
+        secret = secret_of_file(grid.secret_file)
+    elif grid.secret is not None:
+        secret = grid.secret.get_secret_value
+    return GridChoice(
+        provider=grid.provider,
+        zone=grid.zone,
+        static_grams_per_kwh=grid.static_grams_per_kwh,
+        replay_path=grid.replay_path,
+        replay_speed=grid.replay_speed,
+        replay_start=None if grid.replay_start is None else parse_utc(grid.replay_start.isoformat()),
+        replay_forecast_path=grid.replay_forecast_path,
+        username=grid.username,
+        secret=secret,
+        measure=grid.measure,
+        base_url=grid.base_url,
+        timeout_s=grid.request_timeout_s,
+        max_attempts=grid.max_attempts,
+    )

@@ -89,9 +89,14 @@ def test_a_section_with_all_its_fields_commented_out_is_empty(tmp_path: Path) ->
         ("server: {port: yes}", "server.port: a yes/no value", "give a number"),
         ("server: 5", "server: 5 is not a group", "write its fields below it"),
         ("cache: {ttl_s: .nan}", "cache.ttl_s:", "default 300"),
-        ("grid: {provider: us}", "grid.provider: 'us' is not a choice", "'static', 'replay' or 'uk'"),
+        ("grid: {provider: us}", "grid.provider: 'us' is not a choice", "'electricity_maps' or 'watttime'"),
         ("grid: {provider: replay}", "grid.replay_path: missing", "give a CSV"),
         ("grid: {replay_path: nowhere.csv}", "grid.replay_path: nowhere.csv does not exist", "give the path"),
+        ("grid: {provider: electricity_maps, secret: x}", "grid.zone: missing", "name the zone"),
+        ("grid: {provider: electricity_maps, zone: DE}", "grid.secret_file: missing", "JOULESERVE_GRID__SECRET"),
+        ("grid: {provider: watttime, zone: DE, secret: x}", "grid.username: missing", "the account's name"),
+        ("grid: {provider: uk, measure: marginal}", "grid.measure: 'uk' tells averages alone", "take average"),
+        ("grid: {secret_file: nowhere}", "grid.secret_file: nowhere does not exist", "a file that holds the secret"),
         ("grid: {provider: uk, zone: FR}", "grid.zone: the uk provider serves GB", "leave zone out"),
         ("shaping: {policy: pin}", "shaping.pin_point: missing", "name an operating point"),
         ("server: {port: 9400}", "server.metrics_port: 9400 is also server.port", "another port"),
@@ -179,3 +184,15 @@ def test_any_single_override_is_taken_or_refused_by_its_own_name(key: str, value
         assert loaded.origins == {key: "command line"}
         assert yaml.safe_load(loaded.explain())
     assert all(line.startswith(key.split(".")[0]) for line in refused)
+
+
+def test_a_secret_is_masked_wherever_settings_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOULESERVE_GRID__SECRET", "tok-12345")
+    file = tmp_path / "jouleserve.yaml"
+    file.write_text("grid: {provider: electricity_maps, zone: DE}")
+    loaded = load(file)
+    assert loaded.settings.grid.secret is not None
+    assert loaded.settings.grid.secret.get_secret_value() == "tok-12345"
+    shown = loaded.explain() + repr(loaded.settings) + str(loaded.settings.model_dump(mode="json"))
+    assert "tok-12345" not in shown
+    assert "secret: '**********'  # env JOULESERVE_GRID__SECRET" in loaded.explain()

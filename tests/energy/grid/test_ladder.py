@@ -15,7 +15,6 @@ from energy.grid.memory import Memory
 from energy.grid.signal import (
     FutureDated,
     GridError,
-    Implausible,
     Intensity,
     Kind,
     Stale,
@@ -40,6 +39,8 @@ class Feed:
         self.grams: float = 200.0
         self.lag = timedelta()
         self.fault: Exception | None = None
+        self.past: tuple[float, ...] = ()
+        self.history_fault: Exception | None = None
         self.ahead: tuple[float, ...] = ()
         self.forecasts = 0
         self.forecast_fault: Exception | None = None
@@ -51,6 +52,15 @@ class Feed:
         if self.fault is not None:
             raise self.fault
         return Intensity(self.zone, self.name, self.clock - self.lag, plausible(self.grams), self.kind)
+
+    async def history(self) -> tuple[Intensity, ...]:
+        if self.history_fault is not None:
+            raise self.history_fault
+        hours = len(self.past)
+        return tuple(
+            Intensity(self.zone, self.name, self.clock - HOUR * (hours - i), grams, "live")
+            for i, grams in enumerate(self.past)
+        )
 
     async def forecast(self) -> tuple[Intensity, ...]:
         self.forecasts += 1
@@ -143,31 +153,79 @@ async def test_a_small_difference_of_clocks_is_no_fault() -> None:
     assert await rung(Ladder(feed)) == ("live", 200)
 
 
-async def test_a_feed_that_lies_tenfold_for_a_quarter_of_an_hour_moves_nothing() -> None:
+async def told(ladder: Ladder, feed: Feed, course: list[float]) -> list[tuple[str, float] | None]:
+    """What the ladder gives while the feed tells `course`, a reading every five minutes."""
+    found = []
+    for step, grams in enumerate(course):
+        feed.clock, feed.grams = NOON + timedelta(minutes=5 * step), grams
+        found.append(await rung(ladder))
+    return found
+
+
+@pytest.mark.parametrize("lie", [2000, 20], ids=["dirtier", "cleaner"])
+async def test_a_feed_that_lies_tenfold_for_a_quarter_of_an_hour_moves_nothing(lie: float) -> None:
     feed = Feed()
+    feed.past = (190.0,) * 24
     ladder = Ladder(feed)
-    seen = []
-    for minute in range(0, 60, 5):
-        feed.clock = NOON + timedelta(minutes=minute)
-        feed.grams = 2000 if 20 <= minute < 35 else 200
-        outcome = await ladder.read()
-        assert outcome.reading is not None
-        seen.append((outcome.reading.kind, outcome.reading.grams_per_kwh))
-        if feed.grams == 2000:
-            assert type(outcome.refusals[0]) is Implausible
-    assert {grams for _, grams in seen} == {200}
-    assert [kind for kind, _ in seen] == ["live"] * 4 + ["cached"] * 3 + ["live"] * 5
+    found = await told(ladder, feed, [200] * 4 + [lie] * 3 + [200] * 5)
+    assert found == [("live", 200)] * 4 + [("cached", 200)] * 3 + [("live", 200)] * 5
+    assert ladder.refused == {"Implausible": 3}
 
 
-async def test_a_leap_that_lasts_is_believed_within_the_hour() -> None:
+@pytest.mark.parametrize("lie", [2000, 20], ids=["dirtier", "cleaner"])
+async def test_a_first_reading_that_lies_is_told_by_the_provider_s_own_past(lie: float) -> None:
     feed = Feed()
+    feed.past = (210.0,) * 24
+    ladder = Ladder(feed)
+    found = await told(ladder, feed, [lie] * 3 + [200] * 3)
+    assert found == [None] * 3 + [("live", 200)] * 3
+
+
+async def test_without_a_past_a_lying_start_ends_in_nothing_until_the_truth_has_held() -> None:
+    feed = Feed()
+    feed.history_fault = Unreachable("down")
+    found = await told(Ladder(feed), feed, [2000] * 3 + [200] * 9)
+    assert found[:3] == [("live", 1500)] * 3
+    assert found[3:9] == [None] * 6
+    assert found[9:] == [("live", 200)] * 3
+
+
+async def test_a_lie_that_comes_and_goes_moves_nothing() -> None:
+    feed = Feed()
+    feed.past = (200.0,) * 24
+    found = await told(Ladder(feed), feed, [200, 2000] * 30)
+    assert {grams for _, grams in filter(None, found)} == {200}
+
+
+async def test_a_leap_that_lasts_is_believed_after_half_an_hour() -> None:
+    feed = Feed()
+    found = await told(Ladder(feed), feed, [200] * 7 + [900] * 8)
+    assert found == [("live", 200)] * 7 + [("cached", 200)] * 6 + [("live", 900)] * 2
+
+
+async def test_the_provider_s_past_is_asked_for_until_it_was_had_and_fills_the_history() -> None:
+    feed = Feed()
+    feed.history_fault = Unreachable("down")
     ladder = Ladder(feed)
     await ladder.read()
-    feed.grams = 900
-    feed.clock = NOON + timedelta(minutes=59)
-    assert await rung(ladder) == ("cached", 200)
-    feed.clock = NOON + HOUR
-    assert await rung(ladder) == ("live", 900)
+    assert len(ladder.history()) == 1
+    feed.history_fault, feed.past, feed.clock = None, (180.0, 190.0), NOON + HOUR
+    await ladder.read()
+    assert [(p.time.hour, p.grams_per_kwh) for p in ladder.history()] == [(11, 180), (12, 200), (13, 200)]
+
+
+async def test_the_outlook_holds_what_is_ahead_as_long_as_it_is_not_too_old() -> None:
+    feed = Feed()
+    feed.ahead = (300.0, 301.0, 302.0)
+    ladder = Ladder(feed)
+    assert (ladder.latest(), ladder.forecast()) == (None, ())
+    await ladder.read()
+    assert ladder.latest() is not None
+    assert [p.grams_per_kwh for p in ladder.forecast()] == [300, 301, 302]
+    feed.clock = NOON + 1.5 * HOUR
+    assert [p.grams_per_kwh for p in ladder.forecast()] == [301, 302]
+    feed.clock = NOON + 25 * HOUR
+    assert ladder.forecast() == ()
 
 
 async def test_a_clean_grid_may_triple_by_a_few_grams() -> None:

@@ -73,6 +73,9 @@ class Feed:
             raise Unreachable("the feed is down")
         return Intensity(self.zone, self.name, self.now(), self.grams, "replay")
 
+    async def history(self) -> tuple[Intensity, ...]:
+        return ()
+
     async def forecast(self) -> tuple[Intensity, ...]:
         return ()
 
@@ -190,6 +193,8 @@ async def test_the_grid_file_says_what_was_read_and_decided(tmp_path: Path) -> N
         "policy": "threshold",
         "reason": "grid-dirty:412>350",
         "switches_total": 1,
+        "measure": "average",
+        "refused": {},
     }
 
 
