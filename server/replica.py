@@ -14,6 +14,7 @@ import structlog
 from models.store import Store, StoreError, Version
 from server.api.app import App, Replies
 from server.config_problems import SettingsError
+from server.console.data import console_data
 from server.engine.batching import BatchLimits
 from server.engine.engine import Engine, EngineLimits
 from server.engine.errors import EngineError
@@ -96,7 +97,7 @@ class Replica:
         self.replies = Replies(
             self.engine, self.link, server.max_body_bytes, self.usage, make_guard(server), self._tracer
         )
-        self.app = App(self.replies, self.status)
+        self.app = App(self.replies, self.status, console_data(self.engine, self._tunables, server))
         engine = self.engine
         self.usage.gauges.update(
             queue_depth=lambda: engine.queued,
@@ -146,13 +147,16 @@ class Replica:
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
 
+    def _tunables(self) -> dict[str, Any]:
+        assert self._orders is not None
+        return self._orders.tunables.to_user_config()
+
     def status(self) -> dict[str, Any]:
         """What `/info` says beyond the family."""
-        assert self._orders is not None
         return {
             "pid": os.getpid(),
             "store": str(self._store.root),
-            "tunables": self._orders.tunables.to_user_config(),
+            "tunables": self._tunables(),
             "refused_version": self._refused_version,
             "joules_per_cpu_second": self.link.joules_per_cpu_second,
             "energy_sources": list(self.link.sources),

@@ -32,6 +32,7 @@ from server.api.http import (
 from server.api.intake import Intake
 from server.api.predict import answer_headers, parse_predict, parse_quality, render_predictions
 from server.api.told import Told, tell
+from server.console.data import ConsoleData
 from server.engine.engine import Answer, Engine, UsageSink, never_gone
 from server.engine.errors import ClientGone, EngineError, NotReady
 from server.engine.family import Family
@@ -44,8 +45,12 @@ log = structlog.get_logger(__name__)
 RELEASE = version("jouleserve")
 BODILESS = {"GET", "HEAD", "OPTIONS"}
 PROBES = {"/health", "/live"}
-OPEN_PATHS = PROBES | {"/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"}
-"""Served without an API key: whether the server is well, and what every JouleServe's interface looks like."""
+OPEN_PATHS = PROBES | {
+    *("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"),
+    *("/console", "/console/data"),
+}
+"""Served without an API key: whether the server is well, what every JouleServe's interface looks like, and the figures
+that `/metrics` shows without one, too."""
 
 
 class Joules(Protocol):
@@ -137,9 +142,13 @@ class Replies:
 class App:
     """ASGI 3 application."""
 
-    def __init__(self, replies: Replies, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, replies: Replies, status: Callable[[], dict[str, Any]], console: ConsoleData | None = None
+    ) -> None:
+        """Without `console` there is no such page."""
         self._replies = replies
         self._status = status
+        self._console = console
         self._rest: asyncio.Task[Any] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -200,7 +209,7 @@ class App:
     def _build(self) -> Any:
         from server.api.rest import build_rest
 
-        return build_rest(self._replies, self._status)
+        return build_rest(self._replies, self._status, self._console)
 
     def _probe(self, path: str) -> Reply:
         """Alive is who answers; ready is whose engine takes requests."""

@@ -15,10 +15,12 @@ from server.api.errors import error_body
 from server.api.http import INTERNAL_ERROR
 from server.api.oip_routes import oip_router
 from server.api.openapi import describe
+from server.console.data import ConsoleData
+from server.console.routes import console_router
 
 
-def build_rest(replies: Replies, status: Callable[[], dict[str, Any]]) -> FastAPI:
-    """The cold routes: `/info`, `/health`, `/docs`, `/openapi.json`."""
+def build_rest(replies: Replies, status: Callable[[], dict[str, Any]], console: ConsoleData | None = None) -> FastAPI:
+    """The cold routes: `/info`, `/health`, `/docs`, `/openapi.json`, and `/console` where there is one."""
     engine = replies.engine
     rest = FastAPI(
         title="JouleServe",
@@ -56,6 +58,8 @@ def build_rest(replies: Replies, status: Callable[[], dict[str, Any]]) -> FastAP
         return Response(INTERNAL_ERROR.body, INTERNAL_ERROR.status, media_type="application/json")
 
     rest.include_router(oip_router(replies, RELEASE))
+    if console is not None:
+        rest.include_router(console_router(console))
     guard = replies.guard
     describe(rest, engine, needs_key=guard is not None and guard.needs_key)
     return rest

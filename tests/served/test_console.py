@@ -1,0 +1,115 @@
+"""The console in a real Chromium, on a real server: it loads, follows, and is readable on a phone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from loadtest.served import Served, serve
+from models.store import Store
+from tests.support.browser import PHONE, Tab, chromium
+from tests.support.tiny_family import publish_tiny_family
+
+pytestmark = pytest.mark.served
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Served]:
+    """A server that is read by everybody and tuned by none; only where there is a browser."""
+    folder = tmp_path_factory.mktemp("console")
+    store = Store(folder / "store")
+    publish_tiny_family(store)
+    settings = {
+        "model.store": store.root,
+        "model.family": "tiny",
+        "grid.static_grams_per_kwh": 200,
+        "energy.source": "estimated",
+    }
+    with serve(folder, settings, edge=True) as served:
+        yield served
+
+
+def ask(edge: Served, texts: int) -> None:
+    for n in range(texts):
+        reply = httpx.post(f"{edge.url}/predict", json={"inputs": f"refund w{n % 50} w{n // 50}"})
+        assert reply.status_code == 200
+
+
+def open_console(browser: Any, edge: Served, **options: Any) -> Tab:
+    tab = Tab(browser, f"{edge.url}/console", **options)
+    tab.wait("document.querySelector('#live').textContent === 'live'")
+    return tab
+
+
+def test_it_loads_from_this_server_alone_and_complains_of_nothing(browser: Any, edge: Served) -> None:
+    tab = open_console(browser, edge)
+    tab.wait("document.querySelector('#tile-watts [data-value]').textContent !== '–'")
+    assert tab.complaints == []
+    assert {url.split("/console")[0] for url in tab.asked if not url.startswith("data:")} == {edge.url}
+    tab.page.close()
+
+
+def test_it_shows_point_grid_and_front(browser: Any, edge: Served) -> None:
+    tab = open_console(browser, edge)
+    assert tab.text("#dial-point") == "full"
+    assert tab.text("#grid .big") == "200 gCO2e/kWh"
+    assert re.match(r"static · \d+ s old · static", tab.text("#grid-note"))
+    front = tab.page.get_attribute("#front svg", "aria-label")
+    assert "lite: 95% of the teacher at 1 CPU-seconds per 1,000 texts" in front
+    assert "the stated intensity is clean: 200 g/kWh, below 300" in tab.text("#changes")
+    tab.page.close()
+
+
+def test_its_figures_follow_the_load_without_a_reload(browser: Any, edge: Served) -> None:
+    tab = open_console(browser, edge)
+    before = tab.text("#tile-joules .big")
+    ask(edge, 60)
+    tab.wait("Number.parseFloat(document.querySelector('#tile-rate [data-value]').textContent) > 0")
+    tab.wait("document.querySelectorAll('#share-legend li strong')[0].textContent === '100%'")
+    tab.wait("/J$/.test(document.querySelector('#tile-joules .big').textContent)")
+    assert re.fullmatch(r"[\d.]+ [mµ]?J", after := tab.text("#tile-joules .big")), (before, after)
+    assert "p99" in tab.text("#tile-rate [data-note]")
+    assert tab.complaints == []
+    tab.page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_keeps_its_text_readable(browser: Any, edge: Served, scheme: str) -> None:
+    tab = open_console(browser, edge, viewport=PHONE, scheme=scheme)
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    smallest = tab.page.evaluate(
+        "Math.min(...[...document.querySelectorAll('p, td, th, dd, dt, label, text')]"
+        ".filter((one) => one.textContent.trim() && one.checkVisibility())"
+        ".map((one) => Number.parseFloat(getComputedStyle(one).fontSize)))"
+    )
+    assert smallest >= 12
+    assert tab.complaints == []
+    tab.page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(browser: Any, edge: Served, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    tab = open_console(browser, edge, scheme=scheme)
+    found = axe.Axe().run(tab.page)
+    assert found.violations_count == 0, found.generate_report()
+    tab.page.close()
+
+
+def test_it_says_so_when_the_server_is_gone_and_comes_back(browser: Any, edge: Served) -> None:
+    tab = open_console(browser, edge)
+    tab.page.context.set_offline(True)
+    tab.wait("document.querySelector('#live').textContent === 'the server does not answer'")
+    tab.page.context.set_offline(False)
+    tab.wait("document.querySelector('#live').textContent === 'live'")
+    tab.page.close()
