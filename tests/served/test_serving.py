@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -138,6 +139,20 @@ def test_an_answer_names_its_joules_and_their_source(server: Served) -> None:
     assert reply.json()[0]["label"] == "parcel"
     assert float(reply.headers["x-jouleserve-joules"]) > 0
     assert reply.headers["x-jouleserve-joules-source"] == "estimated"
+
+
+def test_the_console_is_served_by_a_replica_with_the_figures_of_its_node(server: Served) -> None:
+    page = httpx.get(f"{server.url}/console", timeout=30)
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    wait_for(lambda: bool((_console(server)["grid"] or {}).get("changes")), 10, "the first decision is told")
+    told = _console(server)
+    assert "jouleserve_energy_joules_total{" in told["metrics"]
+    assert [point["name"] for point in told["points"]] == ["full", "lite", "nano"]
+
+
+def _console(server: Served) -> dict[str, Any]:
+    told: dict[str, Any] = httpx.get(f"{server.url}/console/data", timeout=10).json()
+    return told
 
 
 def test_settings_change_under_load_without_a_lost_request(server: Served) -> None:
