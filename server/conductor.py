@@ -22,7 +22,7 @@ from server.node.figures import ask_node
 from server.node.model_file import CompileCost, encode_costs
 from server.orders import Orders
 from server.settings import Settings
-from server.shaping.controller import ShapingController
+from server.shaping.controller import Ask, ShapingController
 from server.shaping.policy import DialState
 from server.shaping.providers import make_ladder
 from server.shaping.tuning import Tunables, TuningWatcher, check_points, save
@@ -40,16 +40,30 @@ def absolute(settings: Settings) -> Settings:
     folders = {"run_dir": settings.server.run_dir.resolve(), "api_keys_file": keys and keys.absolute()}
     server = settings.server.model_copy(update=folders)
     model = settings.model.model_copy(update={"store": settings.model.store.resolve()})
+    node_dir = settings.energy.node_dir
+    energy = settings.energy.model_copy(update={"node_dir": node_dir and node_dir.resolve()})
     password = settings.cache.redis_password_file
     cache = settings.cache.model_copy(update={"redis_password_file": password and password.absolute()})
-    return settings.model_copy(update={"server": server, "model": model, "cache": cache})
+    return settings.model_copy(update={"server": server, "model": model, "cache": cache, "energy": energy})
 
 
 class Conductor:
     """Keeps the orders. `hand_over` makes replicas follow them; before `deployed` is set, orders are only kept."""
 
-    def __init__(self, settings: Settings, hand_over: HandOver, say: Callable[[str], None]) -> None:
-        """Open the model. Raises StoreError if there is none that is sound, SettingsError if it does not fit."""
+    def __init__(
+        self,
+        settings: Settings,
+        hand_over: HandOver,
+        say: Callable[[str], None],
+        *,
+        ask: Ask | None = None,
+        first_version: int = 0,
+    ) -> None:
+        """Open the model. `ask` gives the server's figures (by default those of this machine's node process);
+        `first_version` is that of the settings' tunables: above those of a conductor that the replicas outlived.
+
+        Raises StoreError if there is no version that is sound, SettingsError if the settings do not fit it.
+        """
         self._settings = settings
         self._hand_over = hand_over
         self._store = Store(settings.model.store)
@@ -58,7 +72,7 @@ class Conductor:
         self.deployed = False
         self.opened = version = self._open_model(say)
         self._points = points = version.manifest.points
-        tunables = Tunables.of(settings)
+        tunables = Tunables.of(settings).model_copy(update={"version": first_version})
         self._check(tunables)
         self.orders = Orders(tunables, DialState.initial(points, tunables.shaping), version.name)
         ladder = make_ladder(settings)
@@ -68,9 +82,9 @@ class Conductor:
             ladder,
             points,
             tunables.shaping,
-            settings.server.run_dir / "grid.json",
+            settings.node_dir / "grid.json",
             self._push_dial,
-            ask=partial(ask_node, settings.server.host, settings.server.metrics_port),
+            ask=ask or partial(ask_node, settings.server.host, settings.server.metrics_port),
             state_file=settings.policy_state_path,
         )
         self._watcher = TuningWatcher(settings.tuning_path, tunables, self._check)

@@ -19,6 +19,7 @@ from server.fast_lane import open_fast_lane
 from server.lean import APP_NAME, ray_init_arguments
 from server.logs import set_up_logging
 from server.orders import Orders
+from server.scaling import IN_FLIGHT, autoscaling_config
 from server.settings import Settings
 
 # Serve's own queue in front of a replica must never fill before the engine's, which answers 429 in good form.
@@ -29,18 +30,18 @@ TELL_TIMEOUT_S = 60.0
 log = structlog.get_logger(__name__)
 
 
-@serve.ingress()
-class _Ingress:
-    """The replica inside a Serve actor."""
+class ReplicaActor:
+    """The replica inside a Serve actor; `serve.ingress()` makes a deployment of what is made of it."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: Settings, *, driven: bool = True) -> None:
+        """`driven`: the node process was told of a driver, below which this process is."""
         # Here, so that the driver, which only ships this class, does not load the runtime.
         from server.replica import Replica
 
         lean_ray.in_replica()
-        self._settings = Settings.model_validate(settings)
-        set_up_logging(self._settings.server.log_level)  # a process of its own, which knows nothing of the command's
-        self._replica = Replica(self._settings)
+        self._settings = settings
+        set_up_logging(settings.server.log_level)  # a process of its own, which knows nothing of the command's
+        self._replica = Replica(settings, parent_is_root=not driven or settings.energy.node_dir is not None)
         self._lane: asyncio.Task[bool] | None = None
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -56,18 +57,49 @@ class _Ingress:
 
         return dispatch
 
-    async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Called by Serve after the constructor."""
-        await self._replica.obey(Orders.from_user_config(user_config))
-        await self._catch_up()
+    async def begin(self, orders: Orders) -> None:
+        """Start by the first orders."""
+        await self._replica.obey(orders)
+        await self.catch_up()
         if self._lane is None and self._settings.server.fast_lane and self._replica.replies is not None:
             self._lane = asyncio.create_task(open_fast_lane(self._replica.replies))
+
+    async def catch_up(self) -> None:
+        """Follow the orders in force. Raises nothing."""
+        raise NotImplementedError
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, for the policy in `server.scaling`."""
+        engine = self._replica.engine
+        return {IN_FLIGHT: 0.0 if engine is None else float(engine.active)}
+
+    async def check_health(self) -> None:
+        """Raises when the replica should be replaced."""
+        await self.catch_up()
+        engine = self._replica.engine
+        if engine is None or not engine.healthy:
+            raise RuntimeError("the engine has not started, or a worker of it has died")
+
+    async def __del__(self) -> None:
+        await self._replica.stop()
+
+
+@serve.ingress()
+class _Ingress(ReplicaActor):
+    """A replica of `jouleserve up`, which tells it what to do."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(Settings.model_validate(settings))
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve after the constructor."""
+        await self.begin(Orders.from_user_config(user_config))
 
     async def obey(self, orders: dict[str, Any]) -> None:
         """Follow new orders (see `tell`)."""
         await self._replica.obey(Orders.from_user_config(orders))
 
-    async def _catch_up(self) -> None:
+    async def catch_up(self) -> None:
         """Follow the orders in force: those of the user_config are as old as the server, and a replica that was about
         to start when newer ones were told has missed them."""
         try:
@@ -78,16 +110,6 @@ class _Ingress:
             log.warning("orders_not_read", path=str(self._settings.orders_path), why=str(error))
             return
         await self._replica.obey(orders)
-
-    async def check_health(self) -> None:
-        """Raises when the replica should be replaced."""
-        await self._catch_up()
-        engine = self._replica.engine
-        if engine is None or not engine.healthy:
-            raise RuntimeError("the engine has not started, or a worker of it has died")
-
-    async def __del__(self) -> None:
-        await self._replica.stop()
 
 
 def start_ray(settings: Settings, *, cpus: int) -> None:
@@ -105,12 +127,24 @@ def start_ray(settings: Settings, *, cpus: int) -> None:
 
 def deploy(settings: Settings, orders: Orders) -> None:
     """Deploy, and wait until the application runs."""
-    options: dict[str, Any] = {
-        "name": APP_NAME,
-        "num_replicas": settings.server.replicas,
+    deployment = serve.deployment(_Ingress).options(
+        name=APP_NAME, user_config=orders.to_user_config(), **replica_options(settings)
+    )
+    arguments = settings.model_dump(mode="json")
+    serve._run(deployment.bind(arguments), name=APP_NAME, route_prefix="/", _blocking=False)
+    _wait_running(DEPLOY_TIMEOUT_S)
+
+
+def replica_options(settings: Settings) -> dict[str, Any]:
+    """Serve's options for replicas, however they are deployed."""
+    scaling = autoscaling_config(settings.server)
+    number: dict[str, Any] = (
+        {"num_replicas": settings.server.replicas} if scaling is None else {"autoscaling_config": scaling}
+    )
+    return {
+        **number,
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "ray_actor_options": {"num_cpus": 1},
-        "user_config": orders.to_user_config(),
         # How long a replica that died may go unnoticed.
         "health_check_period_s": 2,
         "health_check_timeout_s": 30,
@@ -118,10 +152,6 @@ def deploy(settings: Settings, orders: Orders) -> None:
         "graceful_shutdown_wait_loop_s": 0.5,
         "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
     }
-    deployment = serve.deployment(_Ingress).options(**options)
-    arguments = settings.model_dump(mode="json")
-    serve._run(deployment.bind(arguments), name=APP_NAME, route_prefix="/", _blocking=False)
-    _wait_running(DEPLOY_TIMEOUT_S)
 
 
 def _wait_running(timeout_s: float) -> None:

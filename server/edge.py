@@ -38,6 +38,8 @@ class Edge:
     def __init__(self, settings: Settings, say: Say) -> None:
         """Raises StoreError, SettingsError or StartError if it could not serve; nothing is started then."""
         self._settings = absolute(settings)
+        if settings.energy.node_dir is not None:
+            raise StartError("energy.node_dir: edge mode meters in its own process; leave it out, or leave --edge out")
         self._say = say
         self._stopping = asyncio.Event()
         self._conductor = Conductor(self._settings, self._hand_over, say)

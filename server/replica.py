@@ -38,8 +38,9 @@ log = structlog.get_logger(__name__)
 class Replica:
     """Everything that answers requests in one process."""
 
-    def __init__(self, settings: Settings, verified: Version | None = None) -> None:
-        """`verified` is a version that this process has opened already: its digests need not be computed twice."""
+    def __init__(self, settings: Settings, verified: Version | None = None, *, parent_is_root: bool = False) -> None:
+        """`verified` is a version that this process has opened already: its digests need not be computed twice.
+        `parent_is_root`: see `NodeLink`."""
         self._settings = settings
         self._verified = verified
         self._store = Store(settings.model.store)
@@ -47,7 +48,7 @@ class Replica:
         self._refused_version: str | None = None
         self._reconfiguring = asyncio.Lock()
         self.usage = Usage(model=settings.model.family)
-        self.link = NodeLink(settings.server.run_dir, self.usage)
+        self.link = NodeLink(settings.node_dir, self.usage, parent_is_root=parent_is_root)
         self._staffing = Staffing(settings, self.usage)
         self._tracer = open_tracer(settings.tracing.otlp_endpoint)
         self.engine: Engine | None = None

@@ -88,6 +88,12 @@ class ServerSettings(Section):
     replicas: int = Field(default=1, ge=1, le=64)
     """Replicas under Ray Serve (edge mode has one). One uses every core already; two answer on while one that died is
     replaced, which takes seconds, and cost about 200 MiB and 0.6 CPU-seconds a minute more."""
+    max_replicas: int | None = Field(default=None, ge=1, le=64)
+    """Most replicas under Ray Serve, which then runs as many, from `replicas` on, as `target_requests_in_flight` asks
+    for; null keeps the number at `replicas`. More than one for each machine gains little: one uses every core."""
+    target_requests_in_flight: float = Field(default=64, gt=0, le=100_000)
+    """Requests in flight that a replica should have where `max_replicas` is given. Fewer answers sooner with more
+    replicas; more fills batches and costs fewer joules."""
     dashboard: bool = False
     """Start Ray's dashboard. Handy for debugging; it alone idles at about 2.5 CPU-seconds a minute."""
 
@@ -97,6 +103,14 @@ class ServerSettings(Section):
             raise ValueError(f"metrics_port: {self.metrics_port} is also server.port; give another port")
         if self.grpc_port in (self.port, self.metrics_port):
             raise ValueError(f"grpc_port: {self.grpc_port} is also another port of the server; give another one")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_ordered(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas: {self.max_replicas} is below server.replicas {self.replicas}; raise it or leave it out"
+            )
         return self
 
 
@@ -332,6 +346,9 @@ class EnergySettings(Section):
     """Power usage effectiveness of the site: joules at the meter per joule of IT. 1 leaves cooling out."""
     cpu_family: str | None = None
     """Key of the estimate's coefficients; null detects the CPU. For machines that hide their model."""
+    node_dir: Path | None = None
+    """Folder of a node process that is run apart, one for the whole machine (a DaemonSet's, which may read the
+    counters): replicas report to it and none is started here. Null starts one in `server.run_dir`."""
     tick_s: float = Field(default=1, ge=0.2, le=60)
     """Seconds between two readings of the meters. Shorter attributes more finely and costs more joules
     itself."""
@@ -378,6 +395,11 @@ class Settings(BaseSettings):
         """Take values from the call alone: `load` layers the sources itself so that it knows each value's
         origin."""
         return (init_settings,)
+
+    @property
+    def node_dir(self) -> Path:
+        """Run folder of the node process that replicas report to."""
+        return self.energy.node_dir or self.server.run_dir
 
     @property
     def grid_cache_path(self) -> Path:

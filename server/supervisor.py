@@ -44,7 +44,7 @@ class Supervisor:
         self._conductor = Conductor(self._settings, self._hand_over, say)
         check_ports(self._settings)
         check_exposure(self._settings, say)
-        self._node = NodeChild(self._settings)
+        self._node = NodeChild(self._settings) if self._settings.energy.node_dir is None else None
         self._fit = FitWatch(self._figures, say, edge=False)
 
     async def run(self) -> None:
@@ -52,8 +52,7 @@ class Supervisor:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         take_signals(self._stopping.set)
         try:
-            await self._node.start()
-            self._say(f"energy and metrics: http://{_address(self._settings, 'metrics_port')}/metrics")
+            await self._start_node()
             await self._conductor.look()
             # On the main thread, and with nothing else to do meanwhile: Ray sets signal handlers of its own there,
             # under which SIGTERM would end this process at once; ours take their place again.
@@ -64,10 +63,20 @@ class Supervisor:
             self._say(f"answering: http://{_address(self._settings, 'port')}/predict")
             if self._settings.server.grpc_port is not None:
                 self._say(f"gRPC: {_address(self._settings, 'grpc_port')}")
-            await run_until(self._stopping, self._conductor.run(), self._node.keep_alive(), self._fit.run())
+            jobs = [self._conductor.run(), self._fit.run()]
+            if self._node is not None:
+                jobs.append(self._node.keep_alive())
+            await run_until(self._stopping, *jobs)
             await self._fit.end()
         finally:
             await self._stop()
+
+    async def _start_node(self) -> None:
+        if self._node is None:
+            self._say(f"energy and metrics: those of the node process of {self._settings.node_dir}")
+            return
+        await self._node.start()
+        self._say(f"energy and metrics: http://{_address(self._settings, 'metrics_port')}/metrics")
 
     async def _figures(self) -> Figures | None:
         return await ask_node(self._settings.server.host, self._settings.server.metrics_port)
@@ -127,7 +136,8 @@ class Supervisor:
         module: Any = sys.modules.get("server.deployment")
         if module is not None:
             await asyncio.to_thread(self._stop_ray, module)
-        await self._node.stop()
+        if self._node is not None:
+            await self._node.stop()
         shutil.rmtree(proxy_dir(self._run_dir), ignore_errors=True)
         self._say("stopped")
 

@@ -174,12 +174,14 @@ class NodeLink:
     while it is absent or silent for more than 5 s.
     """
 
-    def __init__(self, run_dir: Path, usage: Usage) -> None:
-        """Nothing is opened before `start`. Raises ValueError if neither `run_dir` nor the temporary folder has room
-        for a socket's path.
+    def __init__(self, run_dir: Path, usage: Usage, *, parent_is_root: bool = False) -> None:
+        """Nothing is opened before `start`. With `parent_is_root` the node takes this process's parent (Ray's raylet)
+        for a root of the serving tree: it was not told of a driver. Raises ValueError if neither `run_dir` nor the
+        temporary folder has room for a socket's path.
         """
         self._usage = usage
         self._run_dir = run_dir
+        self._parent_is_root = parent_is_root
         self._node_path = wire.socket_path(run_dir)
         self._own_path = wire.socket_path(run_dir, f"r-{usage.instance[:12]}.sock")
         self._socket: socket.socket | None = None
@@ -222,7 +224,15 @@ class NodeLink:
 
     def _say_hello(self) -> None:
         usage = self._usage
-        self._send({"t": "hello", "id": usage.instance, "pid": usage.pid, "started": usage.started_ticks})
+        self._send(
+            {
+                "t": "hello",
+                "id": usage.instance,
+                "pid": usage.pid,
+                "started": usage.started_ticks,
+                "parent": self._parent_is_root,
+            }
+        )
 
     def _open(self) -> None:
         own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

@@ -7,8 +7,9 @@ import contextlib
 import logging
 import os
 import socket
+import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ MAX_REPLICAS = 64
 FORGET_AFTER_SECONDS = 10.0
 """A replica whose process cannot be seen is taken for dead after this long a silence."""
 _MAX_DATAGRAMS_A_TURN = 256
+_CREDENTIALS = struct.Struct("iII")
+_CREDENTIALS_BYTES = socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
 @dataclass
@@ -46,16 +49,17 @@ class Replicas:
         self,
         run_dir: Path,
         settlement: Settlement,
-        is_that_process: Callable[[int, int], bool],
+        adopt: Callable[[int, int, bool], bool],
         *,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_that_process(pid, started_ticks)` says whether `/proc` shows that process."""
+        """`adopt(pid, started_ticks, with_parent)` takes a process (and its parent's tree) into the serving tree, and
+        says whether `/proc` shows that very process."""
         self._run_dir = run_dir
         self._sockets = wire.socket_dir(run_dir)
         self._path = wire.socket_path(run_dir)
         self._settlement = settlement
-        self._is_that_process = is_that_process
+        self._adopt = adopt
         self._clock_s = clock_s
         self._socket: socket.socket | None = None
         self._poll_number = 0
@@ -70,6 +74,7 @@ class Replicas:
         wire.own_socket_dir(self._run_dir)
         own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * wire.MAX_DATAGRAM_BYTES)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         own.bind(self._path)
@@ -158,24 +163,24 @@ class Replicas:
             if self._socket is None:
                 return
             try:
-                data, address = self._socket.recvfrom(2 * wire.MAX_DATAGRAM_BYTES)
+                data, ancillary, _, address = self._socket.recvmsg(2 * wire.MAX_DATAGRAM_BYTES, _CREDENTIALS_BYTES)
             except BlockingIOError:
                 return
             except OSError as error:
                 log.warning("%s: %s", self._path, error)
                 return
             try:
-                self._take(wire.unpack(data), address)
+                self._take(wire.unpack(data), address, _sender_pid(ancillary))
             except (wire.WireError, KeyError, TypeError) as error:
                 self._settlement.totals.bad_records += 1
                 log.warning("datagram from %r ignored: %r", address, error)
 
-    def _take(self, message: Mapping[str, object], address: object) -> None:
+    def _take(self, message: Mapping[str, object], address: object, sender_pid: int | None) -> None:
         kind, instance = message["t"], message["id"]
         if not isinstance(instance, str) or not isinstance(address, str) or not address:
             raise wire.WireError("id: a replica must name itself and bind its socket to a path")
         if kind == "hello":
-            self._welcome(instance, message, address)
+            self._welcome(instance, {**message, "pid": sender_pid or message["pid"]}, address)
             return
         peer = self.peers.get(instance)
         if peer is None:
@@ -219,10 +224,20 @@ class Replicas:
         if instance not in self.peers:
             log.info("replica %s (pid %d) is here", instance[:12], pid)
             self._settlement.replica(instance).gone = False
-        visible = self._is_that_process(pid, started)
+        visible = self._adopt(pid, started, message.get("parent") is True)
         account = self._settlement.replica(instance)
         account.visible = account.visible or visible
         self.peers[instance] = Peer(instance, pid, started, address, self._clock_s(), visible)
+
+
+def _sender_pid(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
+    """The sender's process id as this process would see it, by the kernel: the sender itself may live in a container
+    and know another one. None if it is in no namespace below this process's."""
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS and len(data) >= _CREDENTIALS.size:
+            pid: int = _CREDENTIALS.unpack_from(data)[0]
+            return pid or None
+    return None
 
 
 def _knock(path: Path) -> None:

@@ -207,11 +207,13 @@ class NodeService:
                 spent[peer.instance] = spent_ns
         return MachineTick(meters, busy_ns, offered_ns, serving_ns, spent)
 
-    def _adopt(self, pid: int, started_ticks: int) -> bool:
-        """Whether `/proc` shows that process; if so it belongs to the tree from now on."""
+    def _adopt(self, pid: int, started_ticks: int, with_parent: bool) -> bool:
+        """Whether `/proc` shows that process; if so it belongs to the tree from now on, its parent's tree with it."""
         times = read_process_times(pid, self._settings.proc_root)
         if times is None or times.started_ticks != started_ticks:
             return False
+        if with_parent and times.parent > 1:
+            self._tree.add_root(times.parent)
         self._tree.add_root(pid)
         return True
 

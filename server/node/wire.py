@@ -3,10 +3,13 @@
 All of a replica's figures are cumulative since its process started, so a datagram that is lost, late or
 comes twice loses and doubles nothing: the node takes differences between the snapshots it has seen.
 
-| message | from | fields | |---|---|---| | hello  | replica | id, pid, started (clock ticks since boot) | |
-poll   | node    | n (tick number), seen [id, revision], joules (per CPU-second or nil), grams (per kWh or
-nil), sources | | report | replica | id, n, and snap (a snapshot) or same (the revision that the node has
-seen already) | | bye    | replica | id, snap |
+| message | from    | fields                                                                               |
+|---------|---------|--------------------------------------------------------------------------------------|
+| hello   | replica | id, pid, started (clock ticks since boot), parent (its parent is a root of the tree) |
+| poll    | node    | n (tick number), seen [id, revision], joules (per CPU-second or nil),                |
+|         |         | grams (per kWh or nil), sources                                                      |
+| report  | replica | id, n, and snap (a snapshot) or same (the revision that the node has seen already)   |
+| bye     | replica | id, snap                                                                             |
 """
 
 from __future__ import annotations

@@ -42,3 +42,12 @@ def test_one_process_answers_accounts_is_tuned_and_stops(tmp_path: Path) -> None
         assert books["attributed_joules"] > 0
         assert books["error_ratio"] <= 0.001
     assert served.process.returncode == 0
+
+
+def test_a_node_process_that_is_run_apart_is_refused_in_edge_mode(tmp_path: Path) -> None:
+    place = ["--set", f"model.store={tmp_path / 'store'}", "--set", "model.family=tiny"]
+    publish_tiny_family(Store(tmp_path / "store"))
+    command = [sys.executable, "-m", "server.cli", "up", "--edge", *place, "--set", f"energy.node_dir={tmp_path}"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert "energy.node_dir: edge mode meters in its own process" in refused.stderr

@@ -122,12 +122,16 @@ class Node:
         return self.process.wait(PATIENCE_S)
 
 
+CONTAINED = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]
+"""Runs a command as the first process of a PID namespace, as in a container."""
+
+
 class Replica:
     """A replica process that a test started."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *prefix: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", REPLICA, str(run_dir)],
+            [*prefix, sys.executable, "-c", REPLICA, str(run_dir)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
@@ -233,6 +237,21 @@ def test_a_replica_that_is_killed_or_leaves_takes_nothing_back(tmp_path: Path) -
             heir.stop()
         assert_nothing_went_back(before, node)
         eventually(lambda: not list(run_dir.glob("r-*.sock")), "the sockets of the dead are taken away")
+
+
+def test_a_replica_in_a_container_is_seen_by_a_node_outside_it(tmp_path: Path) -> None:
+    if subprocess.run([*CONTAINED, "true"], capture_output=True, timeout=PATIENCE_S, check=False).returncode:
+        pytest.skip("this machine lets nobody make PID namespaces")
+    with running(tmp_path / "run", 0, "--root-pid=0") as (node, _):
+        replica = Replica(tmp_path / "run", *CONTAINED)
+        try:
+            eventually(lambda: node.value("jouleserve_replicas") == 1, "the replica is known")
+            eventually(lambda: node.value("jouleserve_serving_processes") == 2, "its process is found: it and the node")
+            eventually(lambda: replica.answer(20) != "None", "the replica was polled")
+            eventually(lambda: node.value("jouleserve_attributed_joules_total") > 0, "its requests get their joules")
+        finally:
+            replica.stop()
+        eventually(lambda: node.value("jouleserve_replicas") == 0, "it is missed")
 
 
 def test_a_stopped_replica_is_late_and_its_requests_are_counted_once_when_it_wakes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ async def until(holds: object) -> None:
 @pytest.mark.parametrize("visible", [True, False])
 async def test_a_replica_that_left_is_still_known_to_be_visible_or_not(tmp_path: Path, visible: bool) -> None:
     books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
-    replicas = Replicas(tmp_path, books, lambda pid, started: visible)
+    replicas = Replicas(tmp_path, books, lambda pid, started, with_parent: visible)
     usage = Usage("intents")
     link = NodeLink(tmp_path, usage)
     replicas.open(asyncio.get_running_loop())
@@ -43,4 +44,26 @@ async def test_a_replica_that_left_is_still_known_to_be_visible_or_not(tmp_path:
         assert account.newest is not None
         assert account.newest.cpu_ns == 7000
     finally:
+        replicas.close()
+
+
+async def test_a_replica_without_a_driver_brings_its_parent_along(tmp_path: Path) -> None:
+    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    adopted: set[tuple[int, bool]] = set()
+
+    def adopt(pid: int, started: int, with_parent: bool) -> bool:
+        adopted.add((pid, with_parent))
+        return True
+
+    replicas = Replicas(tmp_path, books, adopt)
+    alone, driven = (NodeLink(tmp_path, Usage("intents"), parent_is_root=root) for root in (True, False))
+    replicas.open(asyncio.get_running_loop())
+    try:
+        await alone.start()
+        await driven.start()
+        await until(lambda: len(replicas.peers) == 2)
+        assert adopted == {(os.getpid(), True), (os.getpid(), False)}
+    finally:
+        await alone.close()
+        await driven.close()
         replicas.close()

@@ -1,0 +1,181 @@
+"""The application on a cluster's own Ray (KubeRay's RayService): `import_path: server.cluster:app`.
+
+Nobody runs `jouleserve up` there. Whoever starts the cluster starts its machines, with a node process on each; Serve
+starts the replicas and, once in the cluster on its head, the conductor. Replicas ask it for news at each health check.
+Folders and files that the settings name are those of the machine that a process runs on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import ray
+import structlog
+from ray import serve
+
+from models.store import write_atomic
+from server.conductor import Conductor, absolute
+from server.config import load
+from server.deployment import ReplicaActor, replica_options
+from server.exposure import check_exposure
+from server.logs import set_up_logging
+from server.node.figures import Figures, ask_node
+from server.node.grid_state import FILE_NAME as GRID_FILE
+from server.orders import Orders
+from server.settings import ENV_PREFIX, Settings
+
+CONDUCTOR = "conductor"
+FIRST_NEWS_TIMEOUT_S = 120.0
+NEWS_TIMEOUT_S = 10.0
+GRID_AGAIN_S = 300.0
+HEAD_NODE = {"node:__internal_head__": 0.001}
+MACHINE_VARIABLES = {name: f"{ENV_PREFIX}SERVER__{name.upper()}" for name in ("run_dir", "metrics_port")}
+"""What a machine may have of its own: set in its environment, it goes before the application's settings."""
+
+log = structlog.get_logger(__name__)
+
+
+def app(arguments: Mapping[str, Any]) -> Any:
+    """Serve's builder: `arguments` holds the settings under `settings`, as a settings file has them.
+
+    Raises SettingsError with every problem that they have.
+    """
+    settings = load(overrides=_flat(arguments.get("settings", {}))).settings
+    check_exposure(settings, lambda line: log.warning("exposed", what=line))
+    tree = settings.model_dump(mode="json")
+    conductor = serve.deployment(_ConductorActor).options(
+        name=CONDUCTOR,
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0, "resources": HEAD_NODE},
+        health_check_period_s=5,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+    replicas = serve.deployment(_Replica).options(name="replicas", **replica_options(settings))
+    return replicas.bind(tree, conductor.bind(tree))
+
+
+class _ConductorActor:
+    """Looks at the grid, the store and the tuning file; tells whoever asks."""
+
+    async def __init__(self, tree: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        settings = _of_this_machine(tree)
+        set_up_logging(settings.server.log_level)
+        settings.server.run_dir.mkdir(parents=True, exist_ok=True)
+        self._grid_file = settings.node_dir / GRID_FILE
+        self._machine = ray.get_runtime_context().get_node_id()
+        self._figures: dict[str, Figures] = {}
+        self._conductor = Conductor(
+            settings,
+            self._hand_over,
+            lambda line: log.warning("conductor", what=line),
+            ask=self._ask,
+            first_version=int(time.time()),
+        )
+        await self._conductor.look()
+        self._conductor.deployed = True
+        self._job = asyncio.create_task(self._conductor.run())
+
+    async def news(self, machine: str, figures: dict[str, Any] | None) -> dict[str, Any]:
+        """The orders in force and, for the other machines, the grid. `figures` are those of the asker's machine."""
+        if figures is not None:
+            self._figures[machine] = Figures(**figures)
+        grid = None if machine == self._machine else await asyncio.to_thread(_read, self._grid_file)
+        return {"orders": self._conductor.orders.to_user_config(), "grid": grid}
+
+    async def check_health(self) -> None:
+        """Raises when this actor should be replaced."""
+        if self._job.done():
+            raise RuntimeError("the conductor has ended; see its log")
+
+    async def __del__(self) -> None:
+        self._job.cancel()
+        await asyncio.gather(self._job, return_exceptions=True)
+
+    async def _hand_over(self, orders: Orders) -> None:
+        """Nothing to do: `news` says what `Conductor.orders` holds."""
+
+    async def _ask(self) -> Figures | None:
+        return total(self._figures.values())
+
+
+@serve.ingress()
+class _Replica(ReplicaActor):
+    """A replica that is told by the conductor."""
+
+    async def __init__(self, tree: dict[str, Any], conductor: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+        settings = _of_this_machine(tree)
+        settings.server.run_dir.mkdir(parents=True, exist_ok=True)
+        super().__init__(settings, driven=False)
+        self._conductor = conductor
+        self._machine = ray.get_runtime_context().get_node_id()
+        self._grid: tuple[str, float] = ("", 0.0)
+        news = await self._ask(FIRST_NEWS_TIMEOUT_S)
+        await self.begin(Orders.from_user_config(news["orders"]))
+
+    async def catch_up(self) -> None:
+        """Follow the conductor's orders, and hand the grid on to this machine's node process."""
+        try:
+            news = await self._ask(NEWS_TIMEOUT_S)
+            await self._replica.obey(Orders.from_user_config(news["orders"]))
+            await self._hand_on(news["grid"])
+        except Exception as error:  # the conductor is being replaced: what was told last holds on
+            log.warning("no_news", why=repr(error))
+
+    async def _ask(self, timeout_s: float) -> dict[str, Any]:
+        server = self._settings.server
+        figures = await ask_node(server.host, server.metrics_port)
+        async with asyncio.timeout(timeout_s):
+            told: dict[str, Any] = await self._conductor.news.remote(
+                self._machine, None if figures is None else asdict(figures)
+            )
+        return told
+
+    async def _hand_on(self, grid: str | None) -> None:
+        said, at_s = self._grid
+        now_s = time.monotonic()
+        # Written again from time to time, as the conductor does: a file that nobody renews counts as stale.
+        if grid is not None and (grid != said or now_s - at_s > GRID_AGAIN_S):
+            await asyncio.to_thread(write_atomic, self._settings.node_dir / GRID_FILE, grid.encode())
+            self._grid = (grid, now_s)
+
+
+def total(machines: Any) -> Figures | None:
+    """The sum of the figures of several machines, None if there are none. One that is lost keeps its last ones, so that
+    no sum goes back."""
+    machines = list(machines)
+    if not machines:
+        return None
+    sums: dict[str, Any] = {}
+    for field in fields(Figures):
+        known = [value for one in machines if (value := getattr(one, field.name)) is not None]
+        sums[field.name] = sum(known) if known else None
+    return Figures(**sums)
+
+
+def _of_this_machine(tree: Mapping[str, Any]) -> Settings:
+    own = {name: os.environ[variable] for name, variable in MACHINE_VARIABLES.items() if variable in os.environ}
+    return absolute(Settings.model_validate({**tree, "server": {**tree["server"], **own}}))
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,131 @@
+"""Two machines under one Ray, as KubeRay would start them: one count, one dial, and one that may die."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from loadtest.chaos_cases import Place, wait_for
+from loadtest.client import Question
+from loadtest.demo_tables import read_metrics
+from loadtest.standing import load, statuses
+from models.store import Store
+from tests.support.machines import Machines, machines
+from tests.support.tiny_family import publish_tiny_family
+
+pytestmark = pytest.mark.served
+
+CLIENTS = 8
+QUESTIONS = [Question(f"refund w{n % 50} w{n // 50 % 50}") for n in range(1000)]
+TOLD_WITHIN_S = 20
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("models") / "store")
+    publish_tiny_family(store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[Machines]:
+    """A head and a second machine, a replica on each."""
+    with machines(tmp_path_factory.mktemp("c"), cpus=1) as cluster:
+        cluster.add(cpus=1)
+        port = int(cluster.url.rsplit(":", 1)[1])
+        settings = {
+            # Replicas are reached by the addresses of their machines.
+            "server": {"host": "0.0.0.0", "port": port, "replicas": 2},
+            "model": {"store": str(store.root), "family": "tiny"},
+            "cache": {"enabled": False},
+            "batching": {"workers": 1},
+            "energy": {"source": "estimated"},
+            "shaping": {"policy": "off"},
+        }
+        cluster.deploy(
+            {
+                "proxy_location": "HeadOnly",  # two machines of one network cannot both have the port
+                "http_options": {"host": "0.0.0.0", "port": port},
+                "applications": [
+                    {
+                        "name": "jouleserve",
+                        "route_prefix": "/",
+                        "import_path": "server.cluster:app",
+                        "args": {"settings": settings},
+                    }
+                ],
+            }
+        )
+        wait_for(lambda: all(replicas(one.metrics_url) == 1 for one in cluster.members), 20, "a replica on each")
+        yield cluster
+
+
+def replicas(metrics_url: str) -> float:
+    return read_metrics(metrics_url).total("jouleserve_replicas")
+
+
+def answered(cluster: Machines) -> list[float]:
+    """Requests answered, by machine."""
+    return [read_metrics(one.metrics_url).total("jouleserve_requests_total", outcome="ok") for one in cluster.members]
+
+
+def test_the_counts_of_both_machines_add_up_to_what_the_clients_asked(cluster: Machines) -> None:
+    before = answered(cluster)
+    with load(cluster, itertools.cycle(QUESTIONS), CLIENTS) as answers:
+        time.sleep(4)
+    assert set(statuses(answers)) == {200}
+    wait_for(lambda: sum(answered(cluster)) - sum(before) >= len(answers), 10, "all is settled")
+    counts = [now - then for now, then in zip(answered(cluster), before, strict=True)]
+    assert sum(counts) == len(answers)
+    assert all(count > 0 for count in counts)
+    for machine in cluster.members:
+        books = httpx.get(f"{machine.metrics_url}/conservation", timeout=10).json()
+        assert books["attributed_joules"] > 0
+        assert books["error_ratio"] <= 0.001
+
+
+def test_the_dial_reaches_both_machines_and_their_books(cluster: Machines, store: Store) -> None:
+    head = Place(store.root, "tiny", cluster.members[0].run_dir)
+    head.jouleserve("tune", "shaping.policy=pin", "shaping.pin_point=lite")
+
+    def shown() -> set[frozenset[str]]:
+        return {
+            frozenset(read_metrics(one.metrics_url).label_values("jouleserve_dial_info", "point"))
+            for one in cluster.members
+        }
+
+    wait_for(lambda: shown() == {frozenset({"lite"})}, TOLD_WITHIN_S, "the dial is shown by both")
+
+    def taken() -> bool:
+        before = [_asked(one.metrics_url, "lite") for one in cluster.members]
+        with load(cluster, itertools.cycle(QUESTIONS), CLIENTS) as answers:
+            time.sleep(1)
+        time.sleep(1.5)
+        after = [_asked(one.metrics_url, "lite") for one in cluster.members]
+        rises = [now - then for now, then in zip(after, before, strict=True)]
+        return all(rises) and sum(rises) == len(answers)
+
+    wait_for(taken, TOLD_WITHIN_S, "both machines answer by the new point alone")
+
+
+def _asked(metrics_url: str, point: str) -> float:
+    return read_metrics(metrics_url).total("jouleserve_requests_total", point=point)
+
+
+def test_a_machine_that_dies_under_load_loses_at_most_what_was_in_flight_on_it(cluster: Machines) -> None:
+    head, other = cluster.members
+    survivor_before = read_metrics(head.metrics_url).total("jouleserve_attributed_joules_total")
+    with load(cluster, itertools.cycle(QUESTIONS), CLIENTS, retries=1, pause_s=0.005) as answers:
+        time.sleep(2)
+        other.kill()
+        time.sleep(6)
+    tries = Counter(answer.tries for answer in answers)
+    assert set(statuses(answers)) == {200}, "one retry was not enough"
+    assert tries[2] <= CLIENTS
+    assert len(answers) > 200
+    assert read_metrics(head.metrics_url).total("jouleserve_attributed_joules_total") > survivor_before
