@@ -15,6 +15,7 @@ from server.addresses import joined
 from server.config import LoadedSettings, SettingsError, load
 from server.logs import set_up_logging
 from server.replay.errors import ReplayError
+from server.shaping.audit import Entry
 from server.start_error import StartError
 
 app = typer.Typer(
@@ -83,22 +84,43 @@ def tune(
     changes: Annotated[
         list[str] | None, typer.Argument(help="section.field=value …; none shows what is in force")
     ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Go back to before the last change.")] = False,
+    to: Annotated[int | None, typer.Option(min=0, help="Go back to this version.")] = None,
+    history: Annotated[bool, typer.Option("--history", help="Who changed what when.")] = False,
     config: ConfigOption = None,
     assign: SetOption = [],  # noqa: B006
 ) -> None:
-    """Change settings of the running server, without a restart or a lost request."""
-    from server.shaping import tuning
+    """Show or change settings of the running server, without a restart or a lost request; go back."""
+    from server.shaping import audit, tuning
 
+    if sum((bool(changes), undo, to is not None, history)) > 1:
+        raise SettingsError(["tune: assignments, --undo, --to and --history exclude each other; give one of them"])
     settings = _settings(config, assign).settings
     path = settings.tuning_path
-    if changes:
-        model = settings.model
-        version, _ = Store(model.store).open_newest_sound(model.family, model.version)
-        check = tuning.check_points(point.name for point in version.manifest.points)
-        taken = tuning.tune(path, assignments_of(changes), check)
-        console.print(f"taken as version {taken.version}: {path}; replicas follow within about two seconds")
-    else:
+    if history:
+        console.print(_history_table(audit.read(tuning.audit_path(path))))
+        return
+    if not changes and not undo and to is None:
         console.print_json(data=tuning.load(path).to_user_config())
+        return
+    model = settings.model
+    version, _ = Store(model.store).open_newest_sound(model.family, model.version)
+    check = tuning.check_points(point.name for point in version.manifest.points)
+    taken = tuning.tune(path, assignments_of(changes), check) if changes else tuning.undo(path, check, to=to)
+    console.print(
+        f"taken as version {taken.version}: {path}; replicas follow within about two seconds. Back: jouleserve tune"
+        " --undo. It lasts until the server stops; to keep it, write it into the settings file.",
+        soft_wrap=True,
+    )
+
+
+def _history_table(entries: Sequence[Entry]) -> Table:
+    table = Table("version", "when (UTC)", "who", "by", "changes")
+    for entry in entries:
+        changes = "\n".join(f"{key}: {before} -> {after}" for key, (before, after) in entry.changes.items())
+        restored = "" if entry.restored is None else f"back to version {entry.restored}\n"
+        table.add_row(str(entry.version), entry.time, entry.who, entry.via, restored + changes)
+    return table
 
 
 @app.command()

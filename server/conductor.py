@@ -25,7 +25,7 @@ from server.settings import Settings
 from server.shaping.controller import Ask, ShapingController
 from server.shaping.policy import DialState
 from server.shaping.providers import make_ladder
-from server.shaping.tuning import Tunables, TuningWatcher, check_points, save
+from server.shaping.tuning import Tunables, TuningWatcher, begin, check_points
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +37,12 @@ HandOver = Callable[[Orders], Awaitable[None]]
 def absolute(settings: Settings) -> Settings:
     """The settings with absolute folders: replicas have another working directory."""
     keys = settings.server.api_keys_file
-    folders = {"run_dir": settings.server.run_dir.resolve(), "api_keys_file": keys and keys.absolute()}
+    admin = settings.server.admin_keys_file
+    folders = {
+        "run_dir": settings.server.run_dir.resolve(),
+        "api_keys_file": keys and keys.absolute(),
+        "admin_keys_file": admin and admin.absolute(),
+    }
     server = settings.server.model_copy(update=folders)
     model = settings.model.model_copy(update={"store": settings.model.store.resolve()})
     node_dir = settings.energy.node_dir
@@ -91,7 +96,7 @@ class Conductor:
 
     async def look(self) -> None:
         """Write what can be tuned and look at the grid once, so that the replicas start with the right dial."""
-        save(self._settings.tuning_path, self.orders.tunables)
+        begin(self._settings.tuning_path, self.orders.tunables)
         self._tell_costs(self.opened)
         await self._controller.step()
 

@@ -15,12 +15,13 @@ from server.tracing import check_tracing
 def check_exposure(settings: Settings, say: Callable[[str], None]) -> None:
     """Raise SettingsError for a key file or a tracing endpoint that cannot be used; warn where anybody may ask."""
     server = settings.server
-    if server.api_keys_file is not None:
+    for field, path in (("api_keys_file", server.api_keys_file), ("admin_keys_file", server.admin_keys_file)):
         try:
-            read_keys(server.api_keys_file)
+            if path is not None:
+                read_keys(path)
         except KeyFileError as error:
-            raise SettingsError([f"server.api_keys_file: {error}"]) from None
-    elif not is_loopback(server.host):
+            raise SettingsError([f"server.{field}: {error}"]) from None
+    if server.api_keys_file is None and not is_loopback(server.host):
         ports = f"port {server.port}" if server.grpc_port is None else f"ports {server.port} and {server.grpc_port}"
         say(
             f"warning: {server.host} is open to the network and no API key is asked for: whoever reaches {ports}"
@@ -45,3 +46,8 @@ def make_guard(server: ServerSettings, clock: Callable[[], float] = time.monoton
     if server.api_keys_file is None and rate is None:
         return None
     return Guard(server.api_keys_file, rate, clock)
+
+
+def make_admin_guard(server: ServerSettings, clock: Callable[[], float] = time.monotonic) -> Guard | None:
+    """The guard of `/admin`; None if it is closed."""
+    return None if server.admin_keys_file is None else Guard(server.admin_keys_file, None, clock)

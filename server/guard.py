@@ -118,8 +118,9 @@ class Guard:
         """Whether an API key must be sent."""
         return self._path is not None
 
-    def admit(self, authorization: bytes | None, texts: int) -> None:
-        """Let a request through. `authorization` is its header of that name; 0 texts ask for the key alone.
+    def admit(self, authorization: bytes | None, texts: int) -> str:
+        """Let a request through; returns the name of its key, empty where none is asked for. `authorization` is its
+        header of that name; 0 texts ask for the key alone.
 
         Raises Unauthenticated or RateLimited.
         """
@@ -135,6 +136,7 @@ class Guard:
                     f"more than {self._rate.texts_per_s:g} texts per second; come back after Retry-After seconds",
                     wait_s,
                 )
+        return name
 
     def forgive(self, error: EngineError, authorization: bytes | None, texts: int) -> None:
         """Return what `admit` has just taken for a request that failed with `error`, if the engine did not take it: the

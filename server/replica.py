@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from models.store import Store, StoreError, Version
+from server.admin import Admin
 from server.api.app import App, Replies
 from server.config_problems import SettingsError
 from server.console.data import console_data
@@ -20,7 +21,7 @@ from server.engine.engine import Engine, EngineLimits
 from server.engine.errors import EngineError
 from server.engine.family import Family, load_family
 from server.engine.second_level import SecondLevel
-from server.exposure import make_guard
+from server.exposure import make_admin_guard, make_guard
 from server.orders import Orders
 from server.settings import Settings
 from server.shaping.policy import DialState
@@ -98,7 +99,12 @@ class Replica:
         self.replies = Replies(
             self.engine, self.link, server.max_body_bytes, self.usage, make_guard(server), self._tracer
         )
-        self.app = App(self.replies, self.status, console_data(self.engine, self._tunables, server))
+        self.app = App(
+            self.replies,
+            self.status,
+            console_data(self.engine, self._tunables, server),
+            self._admin(self.engine),
+        )
         engine = self.engine
         self.usage.gauges.update(
             queue_depth=lambda: engine.queued,
@@ -163,6 +169,10 @@ class Replica:
             "energy_sources": list(self.link.sources),
             "workers": None if self.engine is None else self._staffing.describe(self.engine),
         }
+
+    def _admin(self, engine: Engine) -> Admin:
+        settings = self._settings
+        return Admin(settings.tuning_path, lambda: engine.family.points, make_admin_guard(settings.server))
 
     def _second_level(self) -> SecondLevel | None:
         """The cache that replicas share, if the settings name one. Raises SettingsError if its password is missing."""

@@ -75,6 +75,9 @@ class ServerSettings(Section):
     api_keys_file: Path | None = None
     """File of the API keys, one a line: `name: sha256:` and the hex digest of the key; mode 0600. Clients send
     `Authorization: Bearer KEY`. Changes are followed within about a second; null lets everybody in."""
+    admin_keys_file: Path | None = None
+    """File of the keys, in the same form, with which `/admin` shows and changes settings while the server runs, as
+    `jouleserve tune` does; the name of the key goes to the audit log. Null closes `/admin`."""
     rate_limit_texts_per_s: float | None = Field(default=None, gt=0, le=1_000_000)
     """Texts per second that a key may ask for in the long run, per replica; past it the answer is 429. Without keys
     all clients share one limit; null sets none."""

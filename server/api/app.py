@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from server.admin import Admin
 from server.api.errors import error_body, error_row, retry_after_s
 from server.api.http import (
     INTERNAL_ERROR,
@@ -143,12 +144,17 @@ class App:
     """ASGI 3 application."""
 
     def __init__(
-        self, replies: Replies, status: Callable[[], dict[str, Any]], console: ConsoleData | None = None
+        self,
+        replies: Replies,
+        status: Callable[[], dict[str, Any]],
+        console: ConsoleData | None = None,
+        admin: Admin | None = None,
     ) -> None:
-        """Without `console` there is no such page."""
+        """Without `console` and `admin` there are no such pages."""
         self._replies = replies
         self._status = status
         self._console = console
+        self._admin = admin
         self._rest: asyncio.Task[Any] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -209,7 +215,7 @@ class App:
     def _build(self) -> Any:
         from server.api.rest import build_rest
 
-        return build_rest(self._replies, self._status, self._console)
+        return build_rest(self._replies, self._status, self._console, self._admin)
 
     def _probe(self, path: str) -> Reply:
         """Alive is who answers; ready is whose engine takes requests."""
@@ -218,7 +224,10 @@ class App:
         return error_reply(NotReady("the server is stopping, or a worker of it has died"))
 
     def _check_key(self, scope: Scope) -> None:
-        """Before anything of the body is read. Raises Unauthenticated."""
+        """Before anything of the body is read. Raises Unauthenticated or AdminClosed."""
+        if self._admin is not None and scope["path"].startswith("/admin/"):
+            self._admin.admit(header(scope, b"authorization"))
+            return
         guard = self._replies.guard
         if guard is not None and scope["path"] not in OPEN_PATHS:
             guard.admit(header(scope, b"authorization"), 0)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import orjson
 
+from server.admin import AdminClosed
 from server.engine.errors import (
     BackendFailure,
     DeadlineExceeded,
@@ -48,6 +49,7 @@ class ErrorRow(NamedTuple):
 ERRORS: dict[type[EngineError], ErrorRow] = {
     EmptyInput: ErrorRow(400, "Empty", "INVALID_ARGUMENT"),
     Unauthenticated: ErrorRow(401, "Unauthenticated", "UNAUTHENTICATED"),
+    AdminClosed: ErrorRow(403, "Forbidden", "PERMISSION_DENIED"),
     UnknownModel: ErrorRow(404, "NotFound", "NOT_FOUND"),
     SlowRequest: ErrorRow(408, "Timeout", "DEADLINE_EXCEEDED"),
     BodyTooLarge: ErrorRow(413, "Validation", "RESOURCE_EXHAUSTED"),  # as gRPC says of a message over its limit

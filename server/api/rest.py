@@ -9,6 +9,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from server.admin import Admin
+from server.api.admin_routes import admin_router
 from server.api.app import RELEASE, Replies, describe_family
 from server.api.docs import render_docs
 from server.api.errors import error_body
@@ -19,8 +21,13 @@ from server.console.data import ConsoleData
 from server.console.routes import console_router
 
 
-def build_rest(replies: Replies, status: Callable[[], dict[str, Any]], console: ConsoleData | None = None) -> FastAPI:
-    """The cold routes: `/info`, `/health`, `/docs`, `/openapi.json`, and `/console` where there is one."""
+def build_rest(
+    replies: Replies,
+    status: Callable[[], dict[str, Any]],
+    console: ConsoleData | None = None,
+    admin: Admin | None = None,
+) -> FastAPI:
+    """The cold routes: `/info`, `/health`, `/docs`, `/openapi.json`, and `/console` and `/admin` where there are."""
     engine = replies.engine
     rest = FastAPI(
         title="JouleServe",
@@ -60,6 +67,8 @@ def build_rest(replies: Replies, status: Callable[[], dict[str, Any]], console: 
     rest.include_router(oip_router(replies, RELEASE))
     if console is not None:
         rest.include_router(console_router(console))
+    if admin is not None:
+        rest.include_router(admin_router(admin))
     guard = replies.guard
     describe(rest, engine, needs_key=guard is not None and guard.needs_key)
     return rest

@@ -1,16 +1,21 @@
 """The settings that change while the server runs, and the watched file through which they do.
 
-`jouleserve tune KEY=VALUE` writes `<run_dir>/tuning.json`; the supervisor watches it and hands each new,
-valid content to the replicas as Serve's `user_config`. An operator may edit the file by hand too: a content
-that does not validate is refused as a whole, logged, and what was in force stays.
+`jouleserve tune KEY=VALUE` and the admin endpoint write `<run_dir>/tuning.json`; the supervisor watches it and hands
+each new, valid content to the replicas. An operator may edit the file by hand too: a content that does not validate is
+refused as a whole, logged, and what was in force stays. Every version goes to the audit log beside the file, and can be
+gone back to until the server stops; a start begins with what the settings say.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import os
+import pwd
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,13 +26,17 @@ from models.store import write_atomic
 from server.config import nested
 from server.config_problems import SettingsError, leaves, problems_of, unknown_key
 from server.settings import THRESHOLDS, BatchingBounds, CacheBounds, Section, Settings, ShapingSettings
+from server.shaping import audit
+from server.shaping.audit import Entry, Via
 
 log = structlog.get_logger(__name__)
 
 Check = Callable[["Tunables"], None]
 
 
-class _Tunable(Section):
+class Tunable(Section):
+    """The settings that can change while the server runs."""
+
     batching: BatchingBounds = BatchingBounds()
     """Bounds of the batcher."""
     cache: CacheBounds = CacheBounds()
@@ -36,7 +45,7 @@ class _Tunable(Section):
     """Policy, thresholds, dwell, floors."""
 
 
-class Tunables(_Tunable):
+class Tunables(Tunable):
     """The settings that can change while the server runs, validated as a whole."""
 
     version: int = Field(default=0, ge=0)
@@ -125,19 +134,134 @@ def load(path: Path) -> Tunables:
     return Tunables.from_user_config(content)
 
 
-def tune(path: Path, changes: Mapping[str, Any], check: Check | None = None) -> Tunables:
+@dataclass(frozen=True)
+class Author:
+    """Who changes settings, and how they came in."""
+
+    who: str
+    via: Via
+
+
+class VersionConflict(Exception):
+    """Somebody changed the settings since the caller looked."""
+
+
+def audit_path(path: Path) -> Path:
+    """The audit log beside a tuning file."""
+    return path.with_name("tuning-audit.jsonl")
+
+
+def begin(path: Path, tunables: Tunables) -> None:
+    """Write the file for a server that starts, whatever an earlier one left there."""
+    with _locked(path):
+        log_path = audit_path(path)
+        audit.make_room(log_path)
+        known = audit.read(log_path)
+        before = known[-1].settings if known else tunables.to_user_config()
+        _record(path, before, tunables, Author(_owner(os.geteuid()), "start"))
+        save(path, tunables)
+
+
+def tune(
+    path: Path,
+    changes: Mapping[str, Any],
+    check: Check | None = None,
+    author: Author | None = None,
+    expected_version: int | None = None,
+) -> Tunables:
     """Apply `changes` to the file and return what it now says; callers at once lose no change.
 
-    Raises SettingsError and leaves the file alone if anything is wrong.
+    Raises SettingsError and leaves the file alone if anything is wrong, VersionConflict if the file's version is not
+    the expected one.
     """
+    with _locked(path):
+        current = load(path)
+        if expected_version is not None and current.version != expected_version:
+            raise VersionConflict(f"expected_version: {expected_version}, but it is {current.version}; look again")
+        return _take(path, current, current.apply(changes), check, author or command_line())
+
+
+def undo(path: Path, check: Check | None = None, author: Author | None = None, to: int | None = None) -> Tunables:
+    """Go back to the settings before the last change, or to version `to`; that is a new version, too.
+
+    Going back again goes further back. Raises SettingsError if there is no such version since the server started, or if
+    it does not fit any more.
+    """
+    with _locked(path):
+        current = load(path)
+        entries = audit.since_start(audit.read(audit_path(path)))
+        known = {entry.version: entry for entry in entries if entry.version <= current.version}
+        wanted = _before(known, current.version) if to is None else to
+        entry = None if wanted is None else known.get(wanted)
+        if entry is None:
+            there = ", ".join(map(str, known)) or "none"
+            raise SettingsError([f"version: there is nothing to go back to; versions since the start: {there}"])
+        restored = Tunables.from_user_config({**entry.settings, "version": current.version + 1})
+        origin = entry.version if entry.restored is None else entry.restored
+        return _take(path, current, restored, check, author or command_line(), origin)
+
+
+def _before(known: Mapping[int, Entry], version: int) -> int | None:
+    """The version before the one whose settings are in force."""
+    entry = known.get(version)
+    if entry is None:
+        return None
+    origin = version if entry.restored is None else entry.restored
+    return max((one for one in known if one < origin), default=None)
+
+
+def command_line() -> Author:
+    """The user of the machine who runs a command."""
+    return Author(_owner(os.getuid()), "cli")
+
+
+def _owner(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _take(
+    path: Path, current: Tunables, wanted: Tunables, check: Check | None, author: Author, restored: int | None = None
+) -> Tunables:
+    if check is not None:
+        check(wanted)
+    _record(path, current.to_user_config(), wanted, author, restored)
+    save(path, wanted)
+    return wanted
+
+
+def _record(
+    path: Path, before: Mapping[str, Any], wanted: Tunables, author: Author, restored: int | None = None
+) -> None:
+    after = wanted.to_user_config()
+    changes = audit.differences(before, after)
+    entry = Entry(wanted.version, audit.utc_text(), author.who, author.via, changes, after, restored)
+    audit.append(audit_path(path), entry)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        tuned = load(path).apply(changes)
-        if check is not None:
-            check(tuned)
-        save(path, tuned)
-        return tuned
+        yield
+
+
+def _adopt(path: Path, current: Tunables) -> Tunables:
+    """What the file says. A content that came in past `tune` is an edit by hand: it gets a version and an entry."""
+    with _locked(path):
+        found = load(path)
+        entries = audit.since_start(audit.read(audit_path(path)))
+        newest = entries[-1] if entries else None
+        if newest is not None and newest.settings == found.to_user_config():
+            return found
+        version = max(found.version, current.version + 1, 0 if newest is None else newest.version + 1)
+        adopted = found.model_copy(update={"version": version})
+        _record(path, current.to_user_config(), adopted, Author(_owner(path.stat().st_uid), "file"))
+        save(path, adopted)
+        return adopted
 
 
 class TuningWatcher:
@@ -172,8 +296,15 @@ class TuningWatcher:
             return None
         if found.same_values(self.current):
             return None
-        version = max(found.version, self.current.version + 1)
-        self.current = found.model_copy(update={"version": version})
+        try:
+            found = _adopt(self.path, self.current)
+        except (
+            SettingsError,
+            OSError,
+        ) as error:  # it changed again meanwhile, or the disk is full: the next look tells
+            log.warning("tuning_not_recorded", path=str(self.path), error=str(error))
+            found = found.model_copy(update={"version": max(found.version, self.current.version + 1)})
+        self.current = found
         return self.current
 
     async def watch(self, on_change: Callable[[Tunables], Awaitable[None]], period_s: float = 1.0) -> None:
@@ -196,7 +327,7 @@ class TuningWatcher:
 
 
 def _refuse_untunable(changes: Mapping[str, Any]) -> None:
-    tunable = {key for key, _ in leaves(_Tunable)}
+    tunable = {key for key, _ in leaves(Tunable)}
     fixed = {key for key, _ in leaves(Settings)} - tunable
     problems = []
     for key in changes:
@@ -205,7 +336,7 @@ def _refuse_untunable(changes: Mapping[str, Any]) -> None:
         elif any(name.startswith(f"{key}.") for name in tunable | fixed):
             problems.append(f"{key}: is a group of settings; name a field below it")
         elif key not in tunable:
-            problems.append(unknown_key(key, _Tunable))
+            problems.append(unknown_key(key, Tunable))
     if problems:
         raise SettingsError(problems)
 

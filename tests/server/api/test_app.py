@@ -18,6 +18,7 @@ import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.admin import AdminClosed
 from server.api.app import App, Replies
 from server.api.errors import ERRORS, SlowRequest, UnknownModel
 from server.api.http import watcher
@@ -164,7 +165,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("error", ERRORS.keys() - {UnknownModel}, ids=lambda error: error.__name__)
+@pytest.mark.parametrize("error", ERRORS.keys() - {UnknownModel, AdminClosed}, ids=lambda error: error.__name__)
 async def test_each_error_of_the_table_reaches_the_client_with_its_status_and_type(
     family: Family, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
