@@ -66,7 +66,7 @@ class Coefficients:
 
     memory_watts_per_gib: float
     uncertainty: Mapping[str, float]
-    """Half width of the error band as a share of the figure: uncalibrated, rapl, nvml, span_without_idle."""
+    """Half width of the error band as a share of the figure, by what was done to get it; see the table."""
     default: CpuCoefficients
     rows: tuple[_Row, ...]
     sources: Mapping[str, str]

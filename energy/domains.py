@@ -34,6 +34,8 @@ class Domain:
     """True if other domains hold the same joules already (psys, core): shown, never summed."""
     max_watts: float | None = field(default=None, compare=False)
     """More than the device can draw; None if no bound is known. Used to tell wraps from nonsense."""
+    never_rests: bool = field(default=False, compare=False)
+    """True if the device draws something at all times, so that a counter that stands still is broken."""
     on_cpu: bool = field(default=True, compare=False)
     """True if CPU time is what drives this domain's dynamic energy; False for a GPU."""
 
@@ -69,7 +71,12 @@ class EnergySource(Protocol):
 
     @property
     def relative_uncertainty(self) -> float:
-        """Half width of the error band as a share of the figure: 0.5 means +-50 %."""
+        """Half width of the error band of any of its figures, as a share of the figure: 0.5 means +-50 %."""
+        ...
+
+    @property
+    def dynamic_uncertainty(self) -> float:
+        """The same for the part above idling alone, which requests owe."""
         ...
 
     def domains(self) -> Sequence[Domain]:

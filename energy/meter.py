@@ -3,8 +3,10 @@
 `Meter.tick` turns cumulative readings into differences. Rules: the first reading is only a baseline; a wrap
 adds the rest of the range; a gap longer than half the range at maximum power, a counter that went back
 without wrapping and a difference beyond maximum power re-baseline and are reported as missing. A counter
-that cannot be read is missing for that tick, and what it counted meanwhile arrives with its next reading.
-Missing is absent, never 0.
+that cannot be read, or that stands still although its device always draws something (frozen), is missing for that tick,
+and what it counted meanwhile arrives with its next reading. A jump to more than ten times the highest power that was
+seen is held back: if the next reading still shows such a power it was a load and nothing is lost, otherwise it was
+nonsense and is not counted. Missing is absent, never 0.
 
 Totals are not sums of those differences: they are read off the counters themselves, last reading minus first with
 whole ranges for wraps. So whoever books the differences can be checked against the totals.
@@ -33,6 +35,8 @@ __all__ = [
 
 # Counters are refreshed up to 100 ms apart, so a short tick may hold the energy of a longer time.
 _REFRESH_NS = 250_000_000
+JUMP_FACTOR = 10
+_LASTING_SHARE = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A domain that gave no figure in a tick, and why: unreadable, gap, reset or implausible."""
+    """A domain that gave no figure in a tick, and why: unreadable, frozen, jump, gap, reset or implausible."""
 
     domain: Domain
     reason: str
@@ -97,6 +101,9 @@ class Meter:
         self._sources = tuple(sources)
         self._last: dict[Domain, Reading] = {}
         self._runs: dict[Domain, _Run] = {}
+        self._peak_watts: dict[Domain, float] = {}
+        self._suspects: dict[Domain, Reading] = {}
+        """Readings that jumped, with `_last` still before them, until the next one shows what they were."""
         self._broken: set[str] = set()
         self.missing_ticks: dict[tuple[Domain, str], int] = {}
         """How often a domain gave no figure, by reason."""
@@ -165,15 +172,59 @@ class Meter:
         if reading.time_ns <= previous.time_ns:
             # Read twice within one step of the clock: wait for the next reading.
             return None
-        self._last[domain] = reading
         outcome = _judge(previous, reading)
-        if isinstance(outcome, Delta):
-            self._runs[domain].follow(reading.energy_uj)
+        if self._is_frozen(previous, reading):
+            return Missing(domain, "frozen")
+        suspect = self._suspects.pop(domain, None)
+        if suspect is not None and not self._vouches_for(suspect, previous, reading):
+            self._start_over(suspect, previous, "jump")
+            return self._advance(reading)
+        if suspect is None and self._jumps(previous, reading, outcome):
+            self._suspects[domain] = reading
+            return Missing(domain, "jump")
+        if isinstance(outcome, Missing):
+            self._start_over(reading, previous, outcome.reason)
         else:
-            self._runs[domain].start_over(reading.energy_uj, domain.wraps_at_uj or 0)
-            key = (domain, outcome.reason)
-            self.unmetered_uj[key] = self.unmetered_uj.get(key, 0) + _shown_uj(previous, reading)
+            self._last[domain] = reading
+            self._runs[domain].follow(reading.energy_uj)
+            self._peak_watts[domain] = max(self._peak_watts.get(domain, 0.0), _watts(outcome))
         return outcome
+
+    def _start_over(self, reading: Reading, previous: Reading, reason: str) -> None:
+        """Take `reading` for a new baseline; what it shows since `previous` is believed by nobody."""
+        domain = reading.domain
+        self._last[domain] = reading
+        self._runs[domain].start_over(reading.energy_uj, domain.wraps_at_uj or 0)
+        key = (domain, reason)
+        self.unmetered_uj[key] = self.unmetered_uj.get(key, 0) + _shown_uj(previous, reading)
+
+    def _is_frozen(self, previous: Reading, reading: Reading) -> bool:
+        """True if a counter stands still that never should, for longer than counters take to be refreshed."""
+        still = reading.energy_uj == previous.energy_uj and reading.time_ns - previous.time_ns > _REFRESH_NS
+        return still and reading.domain.never_rests
+
+    def _jumps(self, previous: Reading, reading: Reading, outcome: Delta | Missing) -> bool:
+        """True for a power far beyond any that was seen, on a counter whose plausible power is known at all."""
+        peak = self._peak_watts.get(reading.domain, 0.0)
+        if isinstance(outcome, Missing) or reading.domain.max_watts is None or peak <= 0:
+            return False
+        return _watts(outcome) > JUMP_FACTOR * peak
+
+    def _vouches_for(self, suspect: Reading, previous: Reading, reading: Reading) -> bool:
+        """Whether the reading after a jump makes sense of it: the power lasts, or the counter is back on its way."""
+        whole = _judge(previous, reading)
+        if isinstance(whole, Missing):
+            return False
+        if reading.energy_uj < suspect.energy_uj:
+            return _watts(whole) <= JUMP_FACTOR * self._peak_watts[reading.domain]
+        jumped, since = _judge(previous, suspect), _judge(suspect, reading)
+        if isinstance(jumped, Missing) or isinstance(since, Missing):
+            return False
+        return _watts(since) >= _LASTING_SHARE * _watts(jumped)
+
+
+def _watts(delta: Delta) -> float:
+    return delta.energy_uj / MICROJOULES_PER_JOULE / (delta.duration_ns / NANOSECONDS_PER_SECOND)
 
 
 def _judge(previous: Reading, reading: Reading) -> Delta | Missing:

@@ -101,7 +101,7 @@ class Machine:
         self._idle = threading.Event()
         self._meter = meter
         self.source = selection.cpu_source.name
-        self.relative_uncertainty = selection.cpu_source.relative_uncertainty
+        self.relative_uncertainty = selection.cpu_source.dynamic_uncertainty
         if meter is not None:
             meter.tick()
             bound = load_coefficients().uncertainty["span_without_idle"]

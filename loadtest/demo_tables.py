@@ -48,7 +48,7 @@ def point_table(run: Run, before: Reading, after: Reading) -> Table:
     """One row for each operating point that answered."""
     source = "+".join(sorted(after.label_values("jouleserve_attributed_joules_total", "source"))) or "none"
     uncertainty = max(
-        (v for (name, _), v in after.samples.items() if name == "jouleserve_energy_relative_uncertainty_ratio"),
+        (v for (name, _), v in after.samples.items() if name == "jouleserve_dynamic_relative_uncertainty_ratio"),
         default=float("nan"),
     )
     title = f"by operating point (dynamic joules per 1,000 requests: {source}, ±{uncertainty:.0%})"

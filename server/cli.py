@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from energy.calibration import CalibrationError
 from models.store import Store, StoreError
 from server.addresses import joined
 from server.config import LoadedSettings, SettingsError, load
@@ -139,6 +140,39 @@ def conserve(
 
 
 @app.command()
+def calibrate(
+    watts: Annotated[
+        list[str], typer.Option(help="LOAD=WATTS that is known already; repeatable, no load is run.")
+    ] = [],  # noqa: B006
+    watts_command: Annotated[str | None, typer.Option(help="Prints the reference's watts of the moment.")] = None,
+    reference: Annotated[str, typer.Option(help="What shows the watts, for the record.")] = "a meter of the user",
+    uncertainty: Annotated[float, typer.Option(min=0, max=0.9, help="The reference's own error, as a share.")] = 0.02,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Seconds at each load.")] = 30.0,
+    out: Annotated[Path, typer.Option(help="Where the curve is written.")] = Path("var/calibration.json"),
+) -> None:
+    """Fit the energy estimate to this machine: idle, 10 %, 50 % and 100 % load beside a reference's watts."""
+    import os
+
+    from energy.coefficients import load_coefficients
+    from server import calibrate as course
+
+    def asked(load: float, span_s: float) -> float:
+        console.print(f"load {load:.0%} is on; read the reference for {span_s:g} s", highlight=False)
+        return float(typer.prompt("mean watts it shows", type=float))
+
+    if watts:
+        pairs = course.pairs_of(watts)
+    else:
+        source = asked if watts_command is None else course.watts_by_command(watts_command)
+        console.print("leave the machine alone: everything else that runs spoils the points", highlight=False)
+        pairs = course.measure(course.DEFAULT_LOADS, seconds, source, console.print, cpus=os.cpu_count() or 1)
+    curve = course.write(pairs, reference, uncertainty, out)
+    band = curve.relative_uncertainty(load_coefficients().uncertainty)
+    console.print(f"written to {out}: {len(curve.points)} points, figures are good to ±{band:.0%}", soft_wrap=True)
+    console.print(f"use it: energy.calibration: {out} in jouleserve.yaml, then start anew", soft_wrap=True)
+
+
+@app.command()
 def replay(
     grid: Annotated[Path, typer.Option(help="CSV (or .csv.gz) of UTC times and gCO2e/kWh.")],
     load: Annotated[str, typer.Option(help="flat, diurnal, or a CSV of times and requests.")] = "flat",
@@ -217,7 +251,7 @@ def main() -> None:
         for problem in error.problems:
             errors.print(f"error: {problem}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except (StoreError, StartError, ReplayError) as error:
+    except (StoreError, StartError, ReplayError, CalibrationError) as error:
         errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 

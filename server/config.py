@@ -183,13 +183,14 @@ def _section_of(variable: str) -> str:
 def _missing_files(settings: Settings) -> list[str]:
     grid = settings.grid
     files = {
-        "replay_path": (grid.replay_path, "the path of a CSV or .csv.gz file"),
-        "replay_forecast_path": (grid.replay_forecast_path, "the path of a CSV or .csv.gz file"),
-        "secret_file": (grid.secret_file, "the path of a file that holds the secret"),
+        "grid.replay_path": (grid.replay_path, "give the path of a CSV or .csv.gz file"),
+        "grid.replay_forecast_path": (grid.replay_forecast_path, "give the path of a CSV or .csv.gz file"),
+        "grid.secret_file": (grid.secret_file, "give the path of a file that holds the secret"),
+        "energy.calibration": (settings.energy.calibration, "run `jouleserve calibrate` to write it"),
     }
     return [
-        f"grid.{name}: {path} does not exist; give {what}"
-        for name, (path, what) in files.items()
+        f"{name}: {path} does not exist; {remedy}"
+        for name, (path, remedy) in files.items()
         if path is not None and not path.is_file()
     ]
 

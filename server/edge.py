@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from energy.calibration import CalibrationError
 from energy.coefficients import CoefficientError
 from energy.domains import SourceUnavailable
 from server.api.fast_http import FastHttp
@@ -53,7 +54,7 @@ class Edge:
         server.run_dir.mkdir(parents=True, exist_ok=True)
         try:
             node = NodeService(node_settings(self._settings))
-        except (AlreadyRunning, SourceUnavailable, CoefficientError) as error:
+        except (AlreadyRunning, SourceUnavailable, CoefficientError, CalibrationError) as error:
             raise StartError(str(error)) from error
         metering = asyncio.create_task(node.run())
         try:

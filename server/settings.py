@@ -352,6 +352,9 @@ class EnergySettings(Section):
     node_dir: Path | None = None
     """Folder of a node process that is run apart, one for the whole machine (a DaemonSet's, which may read the
     counters): replicas report to it and none is started here. Null starts one in `server.run_dir`."""
+    calibration: Path | None = None
+    """The estimate's own power curve, as `jouleserve calibrate` writes it; null takes the CPU family's coefficients,
+    which are off by up to 80 % (idling) and 50 % (above it)."""
     tick_s: float = Field(default=1, ge=0.2, le=60)
     """Seconds between two readings of the meters. Shorter attributes more finely and costs more joules
     itself."""

@@ -37,6 +37,11 @@ class FakeSource:
         """As given."""
         return self._uncertainty
 
+    @property
+    def dynamic_uncertainty(self) -> float:
+        """The same."""
+        return self._uncertainty
+
     def domains(self) -> list[Domain]:
         """As given, hidden ones included."""
         return list(self._energy_uj)

@@ -19,6 +19,9 @@ from energy.domains import Domain, Reading, SourceUnavailable
 NAME = "nvml"
 _UJ_PER_MJ = 1000
 _MAX_WATTS = 3000.0
+"""Above any board sold; taken where the driver knows no limit."""
+_LIMIT_MARGIN = 2.0
+_MW_PER_WATT = 1000
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,15 @@ class NvmlSource:
             return
         if self._is_partitioned(handle):
             log.warning("nvml: %s is split by MIG; its counter covers all partitions together", device)
-        self._handles[Domain("gpu", device, NAME, max_watts=_MAX_WATTS, on_cpu=False)] = handle
+        watts = self._limit_watts(handle)
+        self._handles[Domain("gpu", device, NAME, max_watts=watts, never_rests=True, on_cpu=False)] = handle
+
+    def _limit_watts(self, handle: Any) -> float:
+        try:
+            _, highest_mw = self._nvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
+        except self._nvml.NVMLError:
+            return _MAX_WATTS
+        return _LIMIT_MARGIN * highest_mw / _MW_PER_WATT if highest_mw > 0 else _MAX_WATTS
 
     def _is_partitioned(self, handle: Any) -> bool:
         try:
@@ -85,6 +96,11 @@ class NvmlSource:
     @property
     def relative_uncertainty(self) -> float:
         """0.05, see `coefficients.yaml`."""
+        return self._uncertainty
+
+    @property
+    def dynamic_uncertainty(self) -> float:
+        """The same: what idling draws is learned from the same counters."""
         return self._uncertainty
 
     def domains(self) -> list[Domain]:

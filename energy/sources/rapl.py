@@ -4,6 +4,9 @@ too).
 Layout and units: Documentation/power/powercap in the Linux tree. `energy_uj` counts microjoules and starts
 again at 0 after `max_energy_range_uj`. `package` excludes `dram`; `core` and `uncore` lie inside `package`;
 `psys` covers the whole platform, the packages included.
+
+Parts of several dies show a zone a die (`package-0-die-1`), and some of them show the package's one counter in each:
+such copies are found by reading the two in turn, and left out.
 """
 
 from __future__ import annotations
@@ -19,7 +22,11 @@ from energy.domains import Domain, Reading, SourceUnavailable
 NAME = "rapl"
 DEFAULT_ROOT = Path("/sys/class/powercap")
 _INSIDE_PACKAGE = frozenset({"core", "uncore"})
-# Above any socket sold, so that only nonsense is rejected.
+_NEVER_RESTS = frozenset({"package", "dram", "psys"})
+# Above any socket sold, so that only nonsense is rejected; taken where the kernel knows no power limit.
+_LIMIT_MARGIN = 2.0
+"""A limit is enforced over seconds, and boards overstate nothing: what a counter shows may exceed it for a moment."""
+_UW_PER_WATT = 1e6
 _MAX_WATTS = {"package": 1500.0, "dram": 500.0, "core": 1500.0, "uncore": 500.0, "psys": 6000.0}
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,8 @@ class RaplSource:
             else:
                 if domain in self._zones:
                     log.warning("rapl: zone %s repeats %s and is left out", zone.name, domain.label)
+                elif (twin := self._twin_of(domain, zone / "energy_uj")) is not None:
+                    log.warning("rapl: zone %s shows the counter of %s and is left out", zone.name, twin.label)
                 else:
                     self._zones[domain] = zone / "energy_uj"
         if not self._zones:
@@ -87,8 +96,41 @@ class RaplSource:
             NAME,
             wraps_at_uj=range_uj,
             overlaps=overlaps,
-            max_watts=_MAX_WATTS.get(name, 1500.0),
+            max_watts=self._limit_watts(zone) or _MAX_WATTS.get(name, 1500.0),
+            never_rests=name in _NEVER_RESTS,
         )
+
+    def _limit_watts(self, zone: Path) -> float | None:
+        """Twice the zone's highest power limit; None where the kernel states none."""
+        limits = []
+        for pattern in ("constraint_*_max_power_uw", "constraint_*_power_limit_uw"):
+            for path in zone.glob(pattern):
+                try:
+                    limits.append(int(self._read_text(path)))
+                except (OSError, ValueError):
+                    continue
+        highest = max(limits, default=0)
+        return _LIMIT_MARGIN * highest / _UW_PER_WATT if highest > 0 else None
+
+    def _twin_of(self, domain: Domain, path: Path) -> Domain | None:
+        """A zone of the same kind that shows the very same counter: read before and after, it encloses this one's
+        value to the microjoule, which two counters of their own do not do."""
+        for other, others_path in self._zones.items():
+            if other.name != domain.name:
+                continue
+            before, own = self._read_uj(others_path), self._read_uj(path)
+            own_again, after = self._read_uj(path), self._read_uj(others_path)
+            if None in (before, own, own_again, after):
+                continue
+            if 0 < before <= own <= own_again <= after:  # type: ignore[operator]
+                return other
+        return None
+
+    def _read_uj(self, path: Path) -> int | None:
+        try:
+            return int(self._read_text(path))
+        except (OSError, ValueError):
+            return None
 
     @property
     def name(self) -> str:
@@ -100,6 +142,11 @@ class RaplSource:
         """0.05, see `coefficients.yaml`."""
         return self._uncertainty
 
+    @property
+    def dynamic_uncertainty(self) -> float:
+        """The same: what idling draws is learned from the same counters."""
+        return self._uncertainty
+
     def domains(self) -> list[Domain]:
         """The zones, packages first by the tree's order."""
         return list(self._zones)
@@ -108,10 +155,7 @@ class RaplSource:
         """The zones that can be read now; one that vanished or may no longer be read is left out."""
         readings = []
         for domain, path in self._zones.items():
-            try:
-                energy_uj = int(self._read_text(path))
-            except (OSError, ValueError):
-                continue
-            if energy_uj >= 0:
+            energy_uj = self._read_uj(path)
+            if energy_uj is not None and energy_uj >= 0:
                 readings.append(Reading(domain, energy_uj, self._clock_ns()))
         return readings

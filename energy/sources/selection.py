@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from energy.calibration import Calibration
 from energy.domains import EnergySource, SourceUnavailable
 from energy.procfs import CpuClock
 from energy.sources import nvml, rapl
@@ -46,28 +47,34 @@ def select_sources(
     powercap_root: Path = rapl.DEFAULT_ROOT,
     load_nvml: Callable[[], Any] | None = None,
     cpu_family: str | None = None,
+    calibration: Calibration | None = None,
 ) -> Selection:
     """Open the best sources: for the processors RAPL, else the estimate; for GPUs NVML where it is there.
 
     `preference` is one of PREFERENCES: `auto` falls back with a warning; `rapl` and `nvml` raise
     SourceUnavailable where that source is missing; `estimated` is the estimate alone, on any machine the same:
     counters of processors and GPUs are not looked for. `cpu_family` names the row of the estimate's coefficients
-    instead of detecting it. Raises ValueError for an unknown name.
+    instead of detecting it; `calibration` stands in for them. Raises ValueError for an unknown name.
     """
     if preference not in PREFERENCES:
         raise ValueError(f"energy source {preference!r}; give one of {', '.join(PREFERENCES)}")
     clock = CpuClock(proc_root)
     warnings: list[str] = []
     sources: list[EnergySource] = []
+    reason = ""
     if preference != "estimated":
         try:
             sources.append(RaplSource(powercap_root))
         except SourceUnavailable as error:
             if preference == "rapl":
                 raise
-            warnings.append(f"energy is estimated from CPU time (about +-50 %), not measured: {error}")
+            reason = str(error)
     if not sources:
-        sources.append(EstimatedSource(clock, proc_root=proc_root, cpu_family=cpu_family))
+        estimate = EstimatedSource(clock, proc_root=proc_root, cpu_family=cpu_family, calibration=calibration)
+        sources.append(estimate)
+        if reason:
+            band = f"+-{estimate.relative_uncertainty:.0%}, above idling +-{estimate.dynamic_uncertainty:.0%}"
+            warnings.append(f"energy is estimated from CPU time ({band}), not measured: {reason}")
     if preference != "estimated":
         try:
             sources.append(NvmlSource() if load_nvml is None else NvmlSource(load=load_nvml))

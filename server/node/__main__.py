@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 
+from energy.calibration import CalibrationError
 from energy.coefficients import CoefficientError
 from energy.domains import SourceUnavailable
 from server.node.service import AlreadyRunning, serve
@@ -18,7 +19,7 @@ def main() -> int:
     settings = NodeSettings.from_arguments()
     try:
         asyncio.run(serve(settings))
-    except (AlreadyRunning, SourceUnavailable, CoefficientError, OSError) as error:
+    except (AlreadyRunning, SourceUnavailable, CoefficientError, CalibrationError, OSError) as error:
         print(f"node: {error}", file=sys.stderr)
         return 2
     return 0

@@ -36,6 +36,7 @@ def node_settings(settings: Settings) -> NodeSettings:
             root_pid=os.getpid(),
             energy_source=energy.source,
             cpu_family=energy.cpu_family,
+            calibration_path=energy.calibration and energy.calibration.absolute(),
             pue=energy.pue,
             tick_seconds=energy.tick_s,
         )

@@ -69,7 +69,12 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_energy_relative_uncertainty_ratio": (
         GAUGE,
         ("source",),
-        "Half width of the error band of the source's joules.",
+        "Half width of the error band of the source's joules, whichever they are.",
+    ),
+    "jouleserve_dynamic_relative_uncertainty_ratio": (
+        GAUGE,
+        ("source",),
+        "The same for the joules above idling alone, which requests owe.",
     ),
     "jouleserve_energy_missing_readings": (
         COUNTER,

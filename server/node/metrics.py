@@ -33,6 +33,7 @@ class Books:
     totals: ServingTotals
     pending_uj: int = 0
     uncertainty: dict[str, float] = field(default_factory=dict)
+    dynamic_uncertainty: dict[str, float] = field(default_factory=dict)
     recent_error_ratio: float = 0.0
     """Conservation error of the last five minutes alone."""
     missing_ticks: dict[tuple[Domain, str], int] = field(default_factory=dict)
@@ -129,6 +130,8 @@ class NodeCollector(Collector):
         _add(families, "jouleserve_energy_conservation_error_ratio", worst)
         for source, ratio in books.uncertainty.items():
             _add(families, "jouleserve_energy_relative_uncertainty_ratio", ratio, source)
+        for source, ratio in books.dynamic_uncertainty.items():
+            _add(families, "jouleserve_dynamic_relative_uncertainty_ratio", ratio, source)
         for (domain, reason), ticks in books.missing_ticks.items():
             why = (domain.name, domain.device, domain.source, reason)
             _add(families, "jouleserve_energy_missing_readings", ticks, *why)

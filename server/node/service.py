@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from energy.calibration import Calibration
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND
 from energy.idle import IdleModel
 from energy.ledger import Conservation, LedgerError
@@ -69,14 +70,17 @@ class NodeService:
     """Everything of the node process but its command line."""
 
     def __init__(self, settings: NodeSettings) -> None:
-        """Open the meters and the books. Raises AlreadyRunning, SourceUnavailable or CoefficientError."""
+        """Open the meters and the books. Raises AlreadyRunning, SourceUnavailable, CoefficientError or
+        CalibrationError."""
         self._settings = settings
         self._lock = take_lock(settings.run_dir)
+        calibration = None if settings.calibration_path is None else Calibration.read(settings.calibration_path)
         selection = select_sources(
             settings.energy_source,
             proc_root=settings.proc_root,
             powercap_root=settings.powercap_root,
             cpu_family=settings.cpu_family,
+            calibration=calibration,
         )
         self._clock = selection.clock
         estimated = selection.estimated
@@ -266,6 +270,7 @@ class NodeService:
             totals=self._state.totals,
             pending_uj=self._settlement.pending_uj,
             uncertainty={source.name: source.relative_uncertainty for source in self._meter.sources},
+            dynamic_uncertainty={source.name: source.dynamic_uncertainty for source in self._meter.sources},
             recent_error_ratio=self._recent.error_ratio,
             missing_ticks=self._meter.missing_ticks,
             missing_now=self._meter.missing_now,

@@ -30,6 +30,8 @@ class NodeSettings:
     """auto, rapl, nvml or estimated (see `energy.sources`); GPUs are metered wherever NVML is, but for `estimated`."""
     cpu_family: str | None = None
     """Row of the estimate's coefficients; None detects the CPU."""
+    calibration_path: Path | None = None
+    """The estimate's power curve, as `jouleserve calibrate` wrote it; None takes the CPU family's coefficients."""
     pue: float = 1.0
     """Power usage effectiveness: grams count every joule this many times; joules stay those of the machine."""
     state_path: Path | None = None
@@ -71,6 +73,8 @@ class NodeSettings:
         arguments.append(f"--pue={self.pue}")
         if self.cpu_family is not None:
             arguments.append(f"--cpu-family={self.cpu_family}")
+        if self.calibration_path is not None:
+            arguments.append(f"--calibration={self.calibration_path}")
         if self.state_path is not None:
             arguments.append(f"--state={self.state_path}")
         return arguments
@@ -87,6 +91,7 @@ class NodeSettings:
         parser.add_argument("--root-pid", type=int, default=os.getppid())
         parser.add_argument("--source", default=cls.energy_source, choices=PREFERENCES)
         parser.add_argument("--cpu-family", default=None)
+        parser.add_argument("--calibration", type=Path, default=None)
         parser.add_argument("--pue", type=float, default=cls.pue)
         parser.add_argument("--state", type=Path, default=None)
         parser.add_argument("--tick-seconds", type=float, default=cls.tick_seconds)
@@ -102,6 +107,7 @@ class NodeSettings:
                 root_pid=given.root_pid,
                 energy_source=given.source,
                 cpu_family=given.cpu_family,
+                calibration_path=given.calibration,
                 pue=given.pue,
                 state_path=given.state,
                 tick_seconds=given.tick_seconds,

@@ -36,7 +36,8 @@ def test_a_wrap_adds_the_rest_of_the_range() -> None:
     assert [d.energy_uj for d in meter.tick().deltas] == [35]
 
 
-@given(st.lists(st.integers(0, 99_000_000), min_size=1, max_size=60))
+# Powers within a factor of ten: what a single larger step means is another test's question.
+@given(st.lists(st.integers(10_000_000, 99_000_000), min_size=1, max_size=60))
 def test_any_number_of_wraps_loses_nothing(steps_uj: list[int]) -> None:
     source, meter, clock = metered(PACKAGE)
     meter.tick()
@@ -175,3 +176,86 @@ def test_a_source_that_fails_does_not_break_the_others_and_recovers(caplog: pyte
     assert caplog.text.count("bus error") >= 1
     bad.broken = False
     assert meter.tick().missing == ()
+
+
+STEADY = Domain("package", "package-0", "fake", wraps_at_uj=10**12, max_watts=1500.0, never_rests=True)
+
+
+def drawn(*joules: float, domain: Domain = STEADY) -> tuple[Meter, list[tuple[str | int, ...]]]:
+    """A meter after seconds in which the counter advanced by so much, and what each second gave."""
+    source, meter, clock = metered(domain)
+    meter.tick()
+    seen: list[tuple[str | int, ...]] = []
+    for amount in joules:
+        source.set_counter(domain, source.read()[0].energy_uj + round(amount * 1e6))
+        clock.pass_seconds(1)
+        tick = meter.tick()
+        seen.append((*(d.energy_uj for d in tick.deltas), *(m.reason for m in tick.missing)))
+    return meter, seen
+
+
+def test_a_frozen_counter_is_missing_and_never_zero_and_nothing_is_lost_when_it_thaws() -> None:
+    meter, seen = drawn(30, 0, 0, 90, 30)
+    assert seen == [(30_000_000,), ("frozen",), ("frozen",), (90_000_000,), (30_000_000,)]
+    assert meter.total_uj[STEADY] == 150_000_000
+    assert meter.missing_ticks == {(STEADY, "frozen"): 2}
+
+
+def test_a_counter_that_may_rest_shows_zero_when_it_does() -> None:
+    _, seen = drawn(30, 0, domain=ENDLESS)
+    assert seen == [(30_000_000,), (0,)]
+
+
+def test_a_jump_that_lasts_was_a_load_and_all_of_it_is_counted() -> None:
+    meter, seen = drawn(30, 400, 380, 400)
+    assert seen == [(30_000_000,), ("jump",), (780_000_000,), (400_000_000,)]
+    assert meter.total_uj[STEADY] == 1_210_000_000
+    assert meter.unmetered_uj == {}
+
+
+def test_a_jump_by_a_factor_of_ten_that_does_not_last_is_nonsense_and_not_counted() -> None:
+    meter, seen = drawn(30, 400, 31, 30)
+    assert seen == [(30_000_000,), ("jump",), (31_000_000,), (30_000_000,)]
+    assert meter.total_uj[STEADY] == 91_000_000
+    assert meter.unmetered_uj == {(STEADY, "jump"): 400_000_000}
+
+
+def test_a_reading_that_was_garbled_once_leaves_no_trace() -> None:
+    meter, seen = drawn(30, 400, -340, 30)
+    assert seen == [(30_000_000,), ("jump",), (60_000_000,), (30_000_000,)]
+    assert meter.total_uj[STEADY] == 120_000_000
+    assert meter.unmetered_uj == {}
+
+
+def test_a_counter_that_runs_backwards_gives_no_negative_joules() -> None:
+    meter, seen = drawn(30, -20, 30)
+    assert seen == [(30_000_000,), ("implausible",), (30_000_000,)]
+    assert meter.total_uj[STEADY] == 60_000_000
+
+
+def test_a_domain_is_marked_as_missing_until_it_gives_a_figure_again() -> None:
+    source, meter, clock = metered(STEADY)
+    meter.tick()
+    for hidden, missing in ((False, False), (True, True), (False, False)):
+        (source.hide if hidden else source.show)(STEADY)
+        source.add(STEADY, 30)
+        clock.pass_seconds(1)
+        meter.tick()
+        assert meter.missing_now == {STEADY: missing}
+
+
+# Whatever a counter shows, the meter stands by its own books: totals are the differences it gave, and none is negative.
+@given(st.lists(st.integers(-(10**9), 2 * 10**9), min_size=1, max_size=40))
+def test_no_nonsense_makes_a_negative_figure_or_a_total_that_was_never_given(steps_uj: list[int]) -> None:
+    source, meter, clock = metered(STEADY)
+    meter.tick()
+    given_uj, shown = 0, 0
+    for step_uj in steps_uj:
+        shown = max(shown + step_uj, 0)
+        source.set_counter(STEADY, shown)
+        clock.pass_seconds(1)
+        before = meter.total_uj.get(STEADY, 0)
+        deltas = [delta.energy_uj for delta in meter.tick().deltas]
+        assert all(delta > 0 for delta in deltas)
+        given_uj += sum(deltas)
+        assert meter.total_uj.get(STEADY, 0) == given_uj >= before

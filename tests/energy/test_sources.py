@@ -26,7 +26,8 @@ class FakeNvml:
 
     NVMLError = NVMLError
 
-    def __init__(self, energies_mj: list[int | None], mig: bool = False) -> None:
+    def __init__(self, energies_mj: list[int | None], mig: bool = False, limit_mw: int | None = 700_000) -> None:
+        self.limit_mw = limit_mw
         self.energies_mj = energies_mj
         self.mig = mig
         self.shut = False
@@ -46,6 +47,11 @@ class FakeNvml:
         if value is None:
             raise NVMLError("Not Supported")
         return value
+
+    def nvmlDeviceGetPowerManagementLimitConstraints(self, handle: int) -> tuple[int, int]:
+        if self.limit_mw is None:
+            raise NVMLError("Not Supported")
+        return 100_000, self.limit_mw
 
     def nvmlDeviceGetMigMode(self, handle: int) -> tuple[int, int]:
         return int(self.mig), int(self.mig)
@@ -122,6 +128,43 @@ def test_rapl_names_what_would_grant_permission(two_sockets: Path) -> None:
         RaplSource(two_sockets, read_text=read_text)
 
 
+def test_the_copies_of_one_counter_in_the_dies_of_a_package_are_counted_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_zone(tmp_path, "intel-rapl:0", "package-0-die-0", 5_000_000)
+    write_zone(tmp_path, "intel-rapl:1", "package-0-die-1", 5_000_000)
+    write_zone(tmp_path, "intel-rapl:2", "package-1-die-0", 7_000_000)
+    write_zone(tmp_path, "intel-rapl:3", "package-1-die-1", 8_000_000)
+    with caplog.at_level(logging.WARNING, logger="energy"):
+        source = RaplSource(tmp_path, clock_ns=Clock())
+    assert [d.device for d in source.domains()] == ["package-0-die-0", "package-1-die-0", "package-1-die-1"]
+    assert "intel-rapl:1 shows the counter of rapl/package-0-die-0/package" in caplog.text
+
+
+def test_a_copy_is_found_although_the_counter_moves_while_it_is_read(tmp_path: Path) -> None:
+    write_zone(tmp_path, "intel-rapl:0", "package-0-die-0")
+    write_zone(tmp_path, "intel-rapl:1", "package-0-die-1")
+    energies = iter(range(10**6, 10**9, 777))
+
+    def read_text(path: Path) -> str:
+        return str(next(energies)) if path.name == "energy_uj" else path.read_text().strip()
+
+    assert [d.device for d in RaplSource(tmp_path, read_text=read_text).domains()] == ["package-0-die-0"]
+
+
+def test_what_is_plausible_follows_the_power_limits_of_a_zone(two_sockets: Path) -> None:
+    (two_sockets / "intel-rapl:0" / "constraint_0_max_power_uw").write_text("165000000\n")
+    (two_sockets / "intel-rapl:0" / "constraint_1_power_limit_uw").write_text("200000000\n")
+    (two_sockets / "intel-rapl:1" / "constraint_0_max_power_uw").write_text("0\n")
+    watts = {(d.device, d.name): d.max_watts for d in RaplSource(two_sockets).domains()}
+    assert (watts["package-0", "package"], watts["package-1", "package"]) == (400.0, 1500.0)
+
+
+def test_nvml_takes_what_is_plausible_from_the_boards_limit() -> None:
+    assert NvmlSource(load=lambda: FakeNvml([1])).domains()[0].max_watts == 1400.0
+    assert NvmlSource(load=lambda: FakeNvml([1], limit_mw=None)).domains()[0].max_watts == 3000.0
+
+
 def test_nvml_counts_microjoules_per_gpu_and_names_the_gpu_without_a_counter(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -159,7 +202,7 @@ def test_the_estimate_follows_its_formula_and_leaves_steal_out(tmp_path: Path) -
     assert cpu.idle_uj == pytest.approx(2 * 10 * low * 1e6, abs=2)
     assert memory.energy_uj == memory.idle_uj == pytest.approx(0.392 * 2 * 10 * 1e6, abs=2)
     assert source.dynamic_joules_per_cpu_second() == pytest.approx(high - low)
-    assert source.relative_uncertainty == 0.5
+    assert (source.relative_uncertainty, source.dynamic_uncertainty) == (0.8, 0.5)
     assert source.idle_watts == pytest.approx(2 * low + 0.784)
 
 

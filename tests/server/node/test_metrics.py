@@ -52,6 +52,7 @@ def books(grid: GridState | None = GRID) -> Books:
         totals=state.totals,
         pending_uj=1_000_000,
         uncertainty={"rapl": 0.05},
+        dynamic_uncertainty={"rapl": 0.05},
         missing_ticks={(CPU, "gap"): 2},
         missing_now={CPU: True, CORE: False},
         unmetered_uj={(CPU, "gap"): 40_000_000},

@@ -376,3 +376,13 @@ def test_only_its_paths_are_served_and_only_to_get(tmp_path: Path) -> None:
                 urlopen(node.url + path, data=data, timeout=PATIENCE_S)
             assert refused.value.code == status
             refused.value.close()
+
+
+def test_a_calibrated_machine_is_metered_by_its_own_curve(tmp_path: Path) -> None:
+    curve = tmp_path / "curve.json"
+    points = [{"load": load, "watts": watts} for load, watts in ((0, 40), (0.1, 50), (1, 90))]
+    described = {"reference": "plug", "reference_uncertainty": 0.0, "date": "2026-11-28"}
+    curve.write_text(json.dumps({"version": 1, "points": points, **described}))
+    with running(tmp_path / "run", 0, f"--calibration={curve}") as (node, _):
+        eventually(lambda: node.value("jouleserve_energy_joules_total", domain="machine") > 0, "joules are counted")
+        assert node.value("jouleserve_energy_relative_uncertainty_ratio", source="estimated") == 0.1
