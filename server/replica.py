@@ -24,7 +24,7 @@ from server.engine.second_level import SecondLevel
 from server.exposure import make_admin_guard, make_guard
 from server.orders import Orders
 from server.settings import Settings
-from server.shaping.policy import DialState
+from server.shaping.policy import CLASSES, DialState
 from server.shaping.tuning import Tunables
 from server.staffing import Staffing
 from server.tracing import open_tracer
@@ -217,4 +217,9 @@ class Replica:
             max_texts_per_request=server.max_texts_per_request,
             cache_max_bytes=cache.max_bytes if self._settings.cache.enabled else 0,
             cache_ttl_s=cache.ttl_s,
+            p99_ns={
+                quality: round(bound_ms * 1e6)
+                for quality in CLASSES
+                if (bound_ms := getattr(tunables.shaping.p99_ms, quality)) is not None
+            },
         )

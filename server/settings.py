@@ -29,6 +29,11 @@ PolicyName = Annotated[
 ]
 
 
+def _words(value: Any) -> Any:
+    """A list may be given as text, on the command line."""
+    return [word for word in value.replace(",", " ").split() if word] if isinstance(value, str) else value
+
+
 class Section(BaseModel):
     """A group of settings: unknown keys are errors, values do not change once made."""
 
@@ -201,6 +206,17 @@ class Floors(Section):
         return self
 
 
+class ClassLatencies(Section):
+    """Milliseconds that the 99th percentile of a class should keep; null does not watch it."""
+
+    strict: float | None = Field(default=None, ge=1, le=3_600_000)
+    """For `strict`. Full quality is no cascade as a rule, so that there is nothing to guard."""
+    standard: float | None = Field(default=None, ge=1, le=3_600_000)
+    """For ordinary requests. Over it, they keep to single variants for a minute, which cost more joules."""
+    eco: float | None = Field(default=None, ge=1, le=3_600_000)
+    """For `eco`."""
+
+
 class ShapingSettings(Section):
     """When standard requests move to a cheaper operating point. All of it can change while it runs."""
 
@@ -245,6 +261,13 @@ class ShapingSettings(Section):
     """Operating point while dirty; null takes the cheapest that meets the standard floor."""
     floors: Floors = Floors()
     """Accuracy floors by class."""
+    p99_ms: ClassLatencies = ClassLatencies()
+    """Guards of the slowest percent by class: over it, no cascade answers the class."""
+    opt_out: Annotated[tuple[Literal["standard", "eco"], ...], BeforeValidator(_words)] = ()
+    """Classes that are never shaped: full quality whatever the grid and the load. As a list, or with commas."""
+    spike_override: bool = True
+    """While a spike in load endangers `batching.latency_objective_ms`, answer standard requests by the cheapest point
+    that meets their floor, whatever the grid; counted apart. Without an objective nothing of it happens."""
 
     @model_validator(mode="before")
     @classmethod

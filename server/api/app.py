@@ -95,7 +95,13 @@ class Replies:
             if self.guard is not None:
                 self.guard.admit(head.authorization, len(request.texts))
                 taken = len(request.texts)
-            answers = await engine.predict(request.texts, quality=quality, truncate=request.truncate, is_gone=is_gone)
+            answers = await engine.predict(
+                request.texts,
+                quality=quality,
+                truncate=request.truncate,
+                is_gone=is_gone,
+                session=head.session or None,
+            )
         except EngineError as error:
             if taken and self.guard is not None:
                 self.guard.forgive(error, head.authorization, taken)

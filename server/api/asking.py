@@ -21,8 +21,9 @@ def tell_nobody(traceresponse: bytes) -> None:
 
 
 class Client(NamedTuple):
-    """Who asks. `timeout_s` is what is left of the client's own deadline, None without one; `where` says of a span what
-    was asked, and `tell_trace` is given the value of `traceresponse` where requests are traced."""
+    """Who asks. `timeout_s` is what is left of the client's own deadline, None without one; `session` keeps its
+    requests on one side of a divided dial; `where` says of a span what was asked, and `tell_trace` is given the value
+    of `traceresponse` where requests are traced."""
 
     authorization: bytes | None = None
     traceparent: bytes | None = None
@@ -30,6 +31,7 @@ class Client(NamedTuple):
     is_gone: Callable[[], bool] = never_gone
     where: Mapping[str, str] = {}
     tell_trace: Callable[[bytes], None] = tell_nobody
+    session: bytes | None = None
 
 
 class Answered(NamedTuple):
@@ -51,7 +53,12 @@ async def ask(
         if replies.guard is not None:
             replies.guard.admit(client.authorization, len(texts))
         answers = await engine.predict(
-            texts, quality=quality, truncate=truncate, is_gone=client.is_gone, timeout_s=client.timeout_s
+            texts,
+            quality=quality,
+            truncate=truncate,
+            is_gone=client.is_gone,
+            timeout_s=client.timeout_s,
+            session=client.session or None,
         )
     except BaseException as error:  # a span that is not ended is never sent
         if replies.guard is not None and isinstance(error, EngineError):

@@ -40,7 +40,7 @@ PREFIX = b"POST /predict HTTP/1."
 MAX_PIPELINED = 16
 MAX_LINE_BYTES = 8192
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_ONCE = {b"x-quality": "quality", b"authorization": "authorization"}
+_ONCE = {b"x-quality": "quality", b"authorization": "authorization", b"x-session": "session"}
 _READ = {*_ONCE, b"traceparent", b"content-length", b"expect"}
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 

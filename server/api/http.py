@@ -33,6 +33,7 @@ class Head(Protocol):
     quality: bytes | None
     authorization: bytes | None
     traceparent: bytes | None
+    session: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class PlainHead:
     quality: bytes | None = None
     authorization: bytes | None = None
     traceparent: bytes | None = None
+    session: bytes | None = None
 
 
 def head_of(scope: Scope) -> PlainHead:
@@ -64,6 +66,8 @@ def head_of(scope: Scope) -> PlainHead:
             head.quality = value
         elif name == b"authorization" and head.authorization is None:
             head.authorization = value
+        elif name == b"x-session" and head.session is None:
+            head.session = value
         elif name == b"traceparent":
             head.traceparent = value if head.traceparent is None else b""
     return head

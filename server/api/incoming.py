@@ -17,6 +17,7 @@ class Incoming:
     quality: bytes | None = None
     authorization: bytes | None = None
     traceparent: bytes | None = None
+    session: bytes | None = None
     complete_head = False
     expects_continue = False
     too_large = False

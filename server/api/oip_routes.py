@@ -172,6 +172,7 @@ async def _infer(replies: Replies, name: str, version: str, request: Request, to
         is_gone=watcher(request.receive),
         where={"url.path": scope["path"]},
         tell_trace=lambda value: told.append((b"traceresponse", value)),
+        session=head.session,
     )
     answered = await ask(replies, asked.texts, asked.quality, asked.truncate, client)
     family = answered.family

@@ -161,7 +161,15 @@ def _operation() -> dict[str, Any]:
                 "required": False,
                 "description": "strict is never degraded, eco always takes the cheapest point",
                 "schema": {"type": "string", "enum": list(CLASSES), "default": "standard"},
-            }
+            },
+            {
+                "name": "X-Session",
+                "in": "header",
+                "required": False,
+                "description": "names a conversation: its requests stay on one side of a divided dial; by default, a"
+                " request's first text does",
+                "schema": {"type": "string"},
+            },
         ],
         "requestBody": {
             "required": True,

@@ -12,8 +12,9 @@ from server.engine.cache import AnswerCache, CachedAnswer, cache_key
 from server.engine.errors import BackendFailure, EngineError, InputTooLarge, InvalidInput, NotReady, Overloaded
 from server.engine.family import Family
 from server.engine.flights import NO_TOKENS, Answer, Asking, CacheState, Flight, Waiter, settle, settle_error
+from server.engine.latency_guard import LatencyGuard
 from server.engine.ports import EngineLimits, UsageSink
-from server.engine.routing import Route, asked_first, routes, split_route
+from server.engine.routing import Route, Router, asked_first
 from server.engine.runs import BatchRecord, JobResult
 from server.engine.runtime import Float32Array
 from server.engine.savings import BatchingSavings
@@ -34,6 +35,9 @@ CHARS_ON_LOOP = 4_000
 # With an objective, a request is refused when its answer is expected later than this share of it. The mean is what is
 # expected; the slowest percent take up to twice as long (simulated and measured), and should keep 1.5 objectives.
 ADMITTED_SHARE = 0.75
+# From this share of it on, standard requests take the cheapest point that they may, whatever the grid: early enough
+# that the queue shrinks before anybody is refused.
+SPIKE_SHARE = 0.4
 
 
 def never_gone() -> bool:
@@ -64,7 +68,8 @@ class Engine:
         self._usage = usage
         self._batching = BatchingSavings()
         self._loop = asyncio.get_running_loop()
-        self._routes, self._split_route = routes(family, dial), split_route(family, dial)
+        self._router = Router(family, dial)
+        self._latency = LatencyGuard(limits.p99_ns)
         self._flights: dict[tuple[bytes, str], Flight] = {}
         self._preparing: set[asyncio.Task[None]] = set()
         self._encoder = ThreadPoolExecutor(1, "encode")
@@ -109,11 +114,12 @@ class Engine:
         point that the family does not have; nothing is changed then.
         """
         newest = family or self.family
-        newest_routes, newest_split = routes(newest, dial), split_route(newest, dial)
+        router = Router(newest, dial)
         if newest is not self.family:
             self.family = newest
             self.cache.clear()
-        self.limits, self.dial, self._routes, self._split_route = limits, dial, newest_routes, newest_split
+        self.limits, self.dial, self._router = limits, dial, router
+        self._latency.bounds_ns = dict(limits.p99_ns)
         self._scheduler.limits = limits.batch
         self.cache.resize(limits.cache_max_bytes, limits.cache_ttl_s)
 
@@ -125,11 +131,13 @@ class Engine:
         truncate: Truncation | None = None,
         is_gone: Callable[[], bool] = never_gone,
         timeout_s: float | None = None,
+        session: bytes | None = None,
     ) -> list[Answer]:
         """Answer every text, in order, within `timeout_s` where that is shorter than the engine's own limit. Raises an
         EngineError; if one text fails, the request fails.
 
-        While the dial stands between two points, a standard request's first text decides which of them answers it."""
+        While the dial stands between two points, a standard request's `session`, or its first text where it has none,
+        decides which of them answers it."""
         if not self._accepting:
             raise NotReady("the server is stopping; send the request again in a moment")
         limits = self.limits
@@ -141,7 +149,7 @@ class Engine:
         if timeout_s is not None and timeout_s < limit_s:
             limit_s = timeout_s
         deadline_ns = time.perf_counter_ns() + int(limit_s * 1e9)
-        asking = Asking(self._route(quality, texts), truncate, is_gone, limit_s, deadline_ns)
+        asking = Asking(self._route(quality, texts, session), truncate, is_gone, limit_s, deadline_ns)
         self._active += 1
         begun: Begun = []
         timer: asyncio.TimerHandle | None = None
@@ -162,14 +170,21 @@ class Engine:
                 timer.cancel()
             self._leave(begun)
 
-    def _route(self, quality: QualityClass, texts: Sequence[Text]) -> Route:
+    def _route(self, quality: QualityClass, texts: Sequence[Text], session: bytes | None) -> Route:
         """What answers this request."""
-        if self._split_route is None or quality != "standard" or not texts:
-            return self._routes[quality]
-        split = self.dial.split
-        assert split is not None
-        cheaper = split.takes(texts[0].first.encode("utf-8", "replace"))
-        return self._split_route if cheaper else self._routes[quality]
+        if session is None:
+            session = texts[0].first.encode("utf-8", "replace") if texts else b""
+        guarded = self._latency.engaged(quality, time.perf_counter_ns())
+        route = self._router.choose(quality, session, pressed=self._pressed, guarded=guarded)
+        if route.counted is not None:
+            self._usage.count(route.counted, len(texts))
+        return route
+
+    @property
+    def _pressed(self) -> bool:
+        """Whether what waits endangers the latency objective."""
+        objective_ns = self.limits.batch.objective_ns
+        return objective_ns is not None and self._scheduler.predicted_ns > SPIKE_SHARE * objective_ns
 
     async def drain(self, timeout_s: float) -> bool:
         """Accept nothing more and wait for what was accepted; True if all of it was answered in time."""
@@ -327,9 +342,10 @@ class Engine:
                 usage.avoided("cache", result.cpu_ns)
             elif outcome == "ok":
                 if route.saving:
-                    usage.avoided("fallback", round(result.cpu_ns * route.saving))
+                    usage.avoided(route.avoids, round(result.cpu_ns * route.saving))
                 if quantized := route.family.quantized_saving(flight.variant):
                     usage.avoided("quantized", round(result.cpu_ns * quantized))
+            self._latency.note(waiter.asking.route.quality, ended_ns - waiter.started_ns, ended_ns)
             usage.request(
                 flight.variant,
                 route.point,

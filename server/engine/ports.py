@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.engine.batching import BatchLimits
+from server.shaping.policy import QualityClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,8 @@ class EngineLimits:
     max_texts_per_request: int = 64
     cache_max_bytes: int = 64 * 1024 * 1024
     cache_ttl_s: float = 300.0
+    p99_ns: Mapping[QualityClass, int] = field(default_factory=dict)
+    """By class, the 99th percentile beyond which no cascade answers it."""
 
 
 class UsageSink(Protocol):
@@ -42,7 +46,7 @@ class UsageSink(Protocol):
         """One run of the runtime ended."""
 
     def count(self, name: str, amount: int = 1) -> None:
-        """Count `cache_hits`, `cache_misses` or `escalations`."""
+        """Count `cache_hits`, `cache_misses`, `escalations`, `spike_overrides` or `latency_guarded`."""
 
     def avoided(self, reason: str, cpu_ns: int) -> None:
         """CPU time that was not spent thanks to `reason` (`cache`, `batching`, `fallback`, `quantized`)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.manifest import OperatingPoint
 from server.engine.family import Family
@@ -43,19 +43,55 @@ class Route:
     reason: str
     saving: float
     escalation: Escalation | None
+    counted: str | None = None
+    """The counter of what took the class off the dial's point (`spike_overrides`, `latency_guarded`), None for the
+    dial's own."""
+
+    @property
+    def avoids(self) -> str:
+        """Why this point's joules are fewer."""
+        return "spike" if self.counted == "spike_overrides" else "fallback"
 
 
-def routes(family: Family, dial: DialState) -> dict[QualityClass, Route]:
-    """What answers each class. Raises KeyError if the dial names a point that the family does not have."""
-    return {quality: _route(family, quality, *dial.answers(quality)) for quality in CLASSES}
+class Router:
+    """Chooses what answers a request: the dial's point for its class, unless the queue or the class's latency takes it
+    off that. Raises KeyError if the dial names a point that the family does not have."""
 
+    def __init__(self, family: Family, dial: DialState) -> None:
+        self._dial = dial
+        self._routes = {quality: _route(family, quality, *dial.answers(quality)) for quality in CLASSES}
+        self._split = None
+        if dial.split is not None:
+            self._split = _route(family, "standard", dial.split.point, dial.reason_by_class["standard"])
+        self._spike = None
+        if dial.spike is not None:
+            spike = _route(family, "standard", dial.spike, "load-spike")
+            self._spike = replace(spike, counted="spike_overrides")
+        self._steady: dict[str, Route | None] = {}
 
-def split_route(family: Family, dial: DialState) -> Route | None:
-    """What answers the standard sessions on the cheaper side, while the dial stands between two points. Raises KeyError
-    if the dial names a point that the family does not have."""
-    if dial.split is None:
-        return None
-    return _route(family, "standard", dial.split.point, dial.reason_by_class["standard"])
+    def choose(self, quality: QualityClass, session: bytes, *, pressed: bool, guarded: bool) -> Route:
+        """What answers a request of `session`. `pressed`: the queue endangers the latency objective; `guarded`: the
+        class is too slow for cascades."""
+        route = self._routes[quality]
+        if quality == "standard":
+            if self._split is not None and self._dial.split is not None and self._dial.split.takes(session):
+                route = self._split
+            if pressed and self._spike is not None and self._spike.rank > route.rank:
+                return self._spike
+        if guarded and route.escalation is not None:
+            return self._without_cascade(route) or route
+        return route
+
+    def _without_cascade(self, route: Route) -> Route | None:
+        """The next better point that is a variant alone."""
+        key = f"{route.quality} {route.point}"
+        if key not in self._steady:
+            family = route.family
+            better = (p.name for p in reversed(family.points[: route.rank]) if p.cascade is None)
+            name = next(better, None)
+            steady = None if name is None else _route(family, route.quality, name, "p99-guard")
+            self._steady[key] = None if steady is None else replace(steady, counted="latency_guarded")
+        return self._steady[key]
 
 
 def _route(family: Family, quality: QualityClass, name: str, reason: str) -> Route:

@@ -19,6 +19,21 @@ STALE_AFTER_SECONDS = 7200.0
 _MAX_GRAMS_PER_KWH = 10_000.0
 _MAX_LABEL_CHARS = 64
 _MAX_COUNTS = 32
+STEPS = {"live": 0, "static": 0, "replay": 0, "cached": 1, "forecast": 2, "hour_of_week_mean": 3}
+REFUSALS = (
+    "Unreachable",
+    "ProviderFailed",
+    "Throttled",
+    "Refused",
+    "Malformed",
+    "Implausible",
+    "Stale",
+    "FutureDated",
+    "WrongZone",
+    "NoData",
+)
+"""Names of the errors in `energy.grid.signal`, each a series from the beginning: a rate does not see the first of a
+series that begins with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,11 @@ class GridState:
     refused: Mapping[str, int] = field(default_factory=dict)
     """Looks at the grid that gave no reading of the provider's, by the name of the error."""
     measure: str = "average"
+
+    @property
+    def step(self) -> int:
+        """The ladder's step in force: 0 the provider's own reading to 4, nothing."""
+        return STEPS.get(self.kind, 4)
 
 
 def parse_grid_state(data: bytes, written_s: float) -> GridState:

@@ -139,6 +139,12 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_cache_l2_misses": (COUNTER, (), "Texts that were looked for there in vain."),
     "jouleserve_cache_l2_errors": (COUNTER, (), "Lookups and writes there that failed, and entries that were none."),
     "jouleserve_escalations": (COUNTER, (), "Texts that a cascade's first variant was unsure of, so that both ran."),
+    "jouleserve_load_spike_overrides": (
+        COUNTER,
+        (),
+        "Standard texts that a spike in load moved to a cheaper point than the grid asked for.",
+    ),
+    "jouleserve_latency_guarded": (COUNTER, (), "Texts kept off a cascade because their class was too slow."),
     "jouleserve_cache_size_bytes": (GAUGE, (), "Bytes in the caches of the replicas."),
     "jouleserve_cache_entries": (GAUGE, (), "Entries in the caches of the replicas."),
     "jouleserve_queue_depth": (GAUGE, (), "Texts that wait for a batch."),
@@ -151,6 +157,17 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "Average carbon intensity of the grid in force.",
     ),
     "jouleserve_grid_age_seconds": (GAUGE, (), "Age of that reading."),
+    "jouleserve_grid_step": (
+        GAUGE,
+        (),
+        "Step of the ladder in force: 0 the provider's own reading, 1 cached, 2 forecast, 3 mean of the hour of the"
+        " week, 4 nothing (normal quality).",
+    ),
+    "jouleserve_grid_refused": (
+        COUNTER,
+        ("provider", "reason"),
+        "Looks at the grid that gave no reading of the provider's: it failed, or what it told was not to be believed.",
+    ),
     "jouleserve_dial_info": (GAUGE, ("point", "policy"), "The operating point in force for standard requests."),
     "jouleserve_dial_switches": (COUNTER, (), "How often the dial was turned."),
     "jouleserve_power_usage_effectiveness_ratio": (GAUGE, (), "PUE that the grams are multiplied by."),

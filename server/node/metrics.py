@@ -15,7 +15,7 @@ from prometheus_client.samples import Exemplar as ShownExemplar
 
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 from energy.ledger import ENERGY_BOUNDS_JOULES, OVERHEAD, Account, Ledger
-from server.node.grid_state import GridState
+from server.node.grid_state import REFUSALS, GridState
 from server.node.metric_table import COUNTER, GAUGE, METRICS
 from server.node.model_file import CompileCost
 from server.node.startup import StartUp
@@ -179,6 +179,8 @@ class NodeCollector(Collector):
         counters = totals.counters
         for name in _COUNTED:
             _add(families, f"jouleserve_{name}", counters.get(name, 0))
+        _add(families, "jouleserve_load_spike_overrides", counters.get("spike_overrides", 0))
+        _add(families, "jouleserve_latency_guarded", counters.get("latency_guarded", 0))
         _add(families, "jouleserve_batch_real_tokens", counters.get("tokens", 0))
         if padded := counters.get("padded_tokens", 0):
             _add(families, "jouleserve_padding_share_ratio", 1 - counters.get("tokens", 0) / padded)
@@ -196,6 +198,9 @@ class NodeCollector(Collector):
                 _add(families, "jouleserve_grid_intensity_grams_per_kwh", books.grams_per_kwh, *labels)
             if books.grid_age_s is not None:
                 _add(families, "jouleserve_grid_age_seconds", books.grid_age_s)
+            _add(families, "jouleserve_grid_step", grid.step)
+            for reason in dict.fromkeys((*REFUSALS, *grid.refused)):
+                _add(families, "jouleserve_grid_refused", grid.refused.get(reason, 0), grid.provider, reason)
             if grid.dial_point:
                 _add(families, "jouleserve_dial_info", 1, grid.dial_point, grid.policy)
             _add(families, "jouleserve_dial_switches", grid.switches_total)

@@ -40,7 +40,7 @@ QUALITIES = ("strict", "standard", "eco")
 OUTCOMES = ("ok", "cached", "error", "cancelled", "shed", "refused")
 FAILURES = ("error", "cancelled", "shed")
 """Outcomes that any operating point may come to."""
-AVOIDED = ("cache", "batching", "fallback", "quantized")
+AVOIDED = ("cache", "batching", "fallback", "quantized", "spike")
 COUNTERS = (
     "batches",
     "rows",
@@ -52,6 +52,8 @@ COUNTERS = (
     "cache_l2_misses",
     "cache_l2_errors",
     "escalations",
+    "spike_overrides",
+    "latency_guarded",
 )
 GAUGES = ("queue_depth", "in_flight", "cache_bytes", "cache_entries")
 PHASES = ("queue", "tokenize", "infer", "total")

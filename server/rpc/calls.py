@@ -83,13 +83,22 @@ def unary(
 
 
 def _client_of(context: Any, where: Mapping[str, str], tell_trace: Callable[[bytes], None]) -> Client:
-    authorization = traceparent = None
+    authorization = traceparent = session = None
     for key, value in context.invocation_metadata() or ():
         if key == "authorization" and authorization is None:
             authorization = value.encode()
+        elif key == "x-session" and session is None:
+            session = value.encode()
         elif key == "traceparent":
             traceparent = value.encode() if traceparent is None else b""
-    return Client(authorization, traceparent, context.time_remaining(), where=where, tell_trace=tell_trace)
+    return Client(
+        authorization,
+        traceparent,
+        context.time_remaining(),
+        where=where,
+        tell_trace=tell_trace,
+        session=session,
+    )
 
 
 async def _refuse(call: Call, error: EngineError) -> None:

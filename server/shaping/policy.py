@@ -1,15 +1,16 @@
 """Which operating point answers which class of request. Pure: no I/O, no clock, no framework.
 
 Classes: `strict` is always answered by full quality; `eco` always by the cheapest point that meets its floor;
-`standard` by the point that the policy picks, never below its floor. Points come from a manifest: position 0
-is full quality, each next one is cheaper. A floor that no point meets is answered by full quality. Between two points
-the requests are divided by their text (`server.shaping.sides`).
+`standard` by the point that the policy picks, never below its floor; a class that opted out by full quality. Points
+come from a manifest: position 0 is full quality, each next one is cheaper. A floor that no point meets is answered by
+full quality. Between two points the requests are divided by their session or text (`server.shaping.sides`).
 
-Reasons are short, `code` or `code:detail`: `strict`, `eco`, `off`, `pin`, `floor:0.95`, `grid-dirty:412>350`,
-`grid-clean:280<300`, `grid-band:320`, `grid-unknown`, `grid-assumed`, `grid-learning:3/12`, `rank-dirty:0.81>0.52`,
-`rank-clean:0.31<0.48`, `rank-band:0.50`, `switch-limit:1.5`, `static-dirty:412>350`, `static-clean:280<300`,
-`static-band:320` (`percentile` goes by the thresholds where the grid is one number: a constant has no dirtiest hours),
-`budget-kept:31%`, `budget-tight:80%`, `budget-spent:101%`, `budget-unmeasured`; `dwell:<code>` while a switch waits.
+Reasons are short, `code` or `code:detail`: `strict`, `eco`, `opt-out`, `off`, `pin`, `floor:0.95`,
+`grid-dirty:412>350`, `grid-clean:280<300`, `grid-band:320`, `grid-unknown`, `grid-assumed`, `grid-learning:3/12`,
+`rank-dirty:0.81>0.52`, `rank-clean:0.31<0.48`, `rank-band:0.50`, `switch-limit:1.5`, `static-dirty:412>350`,
+`static-clean:280<300`, `static-band:320` (`percentile` goes by the thresholds where the grid is one number: a constant
+has no dirtiest hours), `budget-kept:31%`, `budget-tight:80%`, `budget-spent:101%`, `budget-unmeasured`; `dwell:<code>`
+while a switch waits. The engine adds `load-spike` and `p99-guard`.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class Decision:
     reason_by_class: dict[QualityClass, str]
     split: Split | None = None
     """Which standard requests a cheaper point answers, while the dial stands between two points."""
+    spike: str | None = None
+    """What answers standard requests while a spike in load endangers the latency objective; None: nothing else."""
 
     @property
     def point(self) -> str:
@@ -105,6 +108,7 @@ class DialState:
     reason_by_class: dict[QualityClass, str]
     version: int = 0
     split: Split | None = None
+    spike: str | None = None
 
     @classmethod
     def initial(cls, points: Sequence[OperatingPoint], settings: ShapingSettings) -> Self:
@@ -115,7 +119,7 @@ class DialState:
     @classmethod
     def of(cls, decision: Decision, version: int) -> Self:
         """The state that `decision` asks for."""
-        return cls(decision.point_by_class, decision.reason_by_class, version, decision.split)
+        return cls(decision.point_by_class, decision.reason_by_class, version, decision.split, decision.spike)
 
     def answers(self, quality: QualityClass) -> tuple[str, str]:
         """Name of the point that answers the class, and why. Some of the standard requests go to `split.point`."""
@@ -123,7 +127,8 @@ class DialState:
 
     def points(self) -> set[str]:
         """Every point that may answer."""
-        return {*self.point_by_class.values(), *(() if self.split is None else (self.split.point,))}
+        beside = (None if self.split is None else self.split.point, self.spike)
+        return {*self.point_by_class.values(), *(name for name in beside if name is not None)}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serializable, for Serve's `user_config`."""
@@ -132,6 +137,7 @@ class DialState:
             "reason_by_class": dict(self.reason_by_class),
             "version": self.version,
             "split": None if self.split is None else self.split.to_dict(),
+            "spike": self.spike,
         }
 
     @classmethod
@@ -142,12 +148,15 @@ class DialState:
                 raise ValueError(f"dial.{name}: must map each of {', '.join(CLASSES)}")
         if not isinstance(data.get("version"), int):
             raise ValueError("dial.version: must be a whole number")
-        split = data.get("split")
+        split, spike = data.get("split"), data.get("spike")
+        if spike is not None and not isinstance(spike, str):
+            raise ValueError("dial.spike: must name a point or be null")
         return cls(
             dict(data["point_by_class"]),
             dict(data["reason_by_class"]),
             data["version"],
             None if split is None else Split.from_dict(split),
+            spike,
         )
 
     def followed_by(self, decision: Decision) -> Self:
@@ -157,7 +166,8 @@ class DialState:
         """
         codes = {c: code(r) for c, r in decision.reason_by_class.items()}
         same_codes = codes == {c: code(r) for c, r in self.reason_by_class.items()}
-        if same_codes and decision.point_by_class == self.point_by_class and decision.split == self.split:
+        same_points = decision.point_by_class == self.point_by_class and decision.spike == self.spike
+        if same_codes and same_points and decision.split == self.split:
             return self
         return self.of(decision, self.version + 1)
 
@@ -190,15 +200,28 @@ def decide(
     position = level * lowest
     if lowest != wanted and level > 0 and (lowest == 0 or named is not None):
         reason = f"floor:{floors.standard:g}"
+    if "standard" in settings.opt_out:
+        position, reason = 0.0, "opt-out"
     better, share = _place(position)
     split = Split(points[better + 1].name, share) if share else None
-    eco = points[_meeting(points, len(points) - 1, floors.eco)].name
+    eco, why = points[_meeting(points, len(points) - 1, floors.eco)].name, "eco"
+    if "eco" in settings.opt_out:
+        eco, why = points[0].name, "opt-out"
     return state, Decision(
         dial=better + (share >= 0.5),
         point_by_class={"strict": points[0].name, "standard": points[better].name, "eco": eco},
-        reason_by_class={"strict": "strict", "standard": reason, "eco": "eco"},
+        reason_by_class={"strict": "strict", "standard": reason, "eco": why},
         split=split,
+        spike=_spike(points, settings),
     )
+
+
+def _spike(points: Sequence[OperatingPoint], settings: ShapingSettings) -> str | None:
+    """The cheapest point that meets the standard floor, where a spike in load may override the grid."""
+    if not settings.spike_override or "standard" in settings.opt_out:
+        return None
+    least = _meeting(points, len(points) - 1, settings.floors.standard)
+    return points[least].name if least else None
 
 
 def _place(position: float) -> tuple[int, float]:

@@ -18,7 +18,7 @@ from server.engine.batching import BatchLimits
 from server.engine.engine import Answer, Engine, EngineLimits
 from server.engine.errors import BackendFailure, DeadlineExceeded
 from server.engine.family import Family
-from server.engine.routing import routes
+from server.engine.routing import Router
 from server.engine.runtime import Float32Array
 from server.engine.scores import confidence, probabilities
 from server.engine.second_level import SharedAnswer
@@ -127,7 +127,8 @@ def test_an_answer_that_escalated_is_no_better_than_its_cascade_unless_the_large
     better, behind = (cascade.model_copy(update={"variant": "lite", "name": name}) for name in ("better", "behind"))
 
     def kept_as(*points: OperatingPoint, standard: str) -> tuple[str, int] | None:
-        escalation = routes(with_points(cascaded, *points), dial(standard, eco="nano"))["standard"].escalation
+        router = Router(with_points(cascaded, *points), dial(standard, eco="nano"))
+        escalation = router.choose("standard", b"", pressed=False, guarded=False).escalation
         assert escalation is not None
         return escalation.alone
 

@@ -225,3 +225,36 @@ def test_a_reasons_code_leaves_the_numbers_out() -> None:
         "eco",
         "dwell:grid-clean",
     ]
+
+
+def test_a_class_that_opted_out_is_answered_by_full_quality_and_says_so() -> None:
+    (_, both), (_, eco) = (play([412], 1, settings(opt_out=names))[0] for names in (["standard", "eco"], ["eco"]))
+    assert both.point_by_class == {"strict": "full", "standard": "full", "eco": "full"}
+    assert both.reason_by_class == {"strict": "strict", "standard": "opt-out", "eco": "opt-out"}
+    assert (both.dial, both.split, both.spike) == (0, None, None)
+    assert (eco.point, eco.point_by_class["eco"]) == ("lite", "full")
+
+
+def test_a_list_of_classes_may_be_given_as_text() -> None:
+    assert settings(opt_out="standard, eco").opt_out == ("standard", "eco")
+    assert settings(opt_out="").opt_out == ()
+    with pytest.raises(ValueError, match="standard"):
+        settings(opt_out="strict")
+
+
+def test_a_spike_in_load_may_move_standard_requests_to_the_cheapest_point_above_their_floor() -> None:
+    assert play([200], 1, settings())[0][1].spike == "lite"
+    assert play([200], 1, settings(floors={"standard": 0.9, "eco": 0.9}))[0][1].spike == "nano"
+    assert play([200], 1, settings(floors={"standard": 1, "eco": 0.9}))[0][1].spike is None
+    assert play([200], 1, settings(spike_override=False))[0][1].spike is None
+
+
+def test_a_dial_with_a_spike_survives_the_wire_and_a_change_of_it_is_pushed() -> None:
+    on, off = (play([200], 1, settings(spike_override=allowed))[0][1] for allowed in (True, False))
+    dial = DialState.of(on, 3)
+    assert DialState.from_dict(dial.to_dict()) == dial
+    assert "lite" in dial.points()
+    assert dial.followed_by(on) is dial
+    assert (dial.followed_by(off).version, dial.followed_by(off).spike) == (4, None)
+    with pytest.raises(ValueError, match=r"dial\.spike"):
+        DialState.from_dict({**dial.to_dict(), "spike": 7})
