@@ -164,10 +164,11 @@ def _conclude(console: Console, result: Result, store: Path, seconds: float) -> 
         console.print(f"{version.family} is in the store already as {version.name}: nothing to do ({seconds:.1f} s)")
     else:
         console.print(f"compiled {version.family} in {seconds:.0f} s, published as {version.name}")
+    accuracy = version.manifest.accuracy_name
     for point in version.manifest.points:
         joules = "–" if point.joules_per_1k is None else f"{point.joules_per_1k:.2f} J"
         console.print(
-            f"  {point.name:<8} accuracy {point.accuracy:.4f} ({point.relative_accuracy:.1%} of the teacher), "
+            f"  {point.name:<8} {accuracy} {point.accuracy:.4f} ({point.relative_accuracy:.1%} of the teacher), "
             f"{point.cpu_seconds_per_1k:.3f} CPU-s and {joules} per 1,000 texts",
             soft_wrap=True,
         )

@@ -74,7 +74,7 @@ class Outcome:
     measured: Artifact
     form_costs: Mapping[str, Any]
     calibrated: Artifact | None = None
-    """Temperatures and cascades, unless the recipe wants none or there is only one output."""
+    """Temperatures and cascades, unless the recipe wants none or answers are real numbers."""
 
     @property
     def passed(self) -> list[Candidate]:
@@ -124,7 +124,7 @@ class Line:
 
     def _calibrate(self, outcome: Outcome) -> Artifact | None:
         recipe = self.recipe
-        if not recipe.calibrate.enabled or len(self.runner.context.dataset.labels) < 2:
+        if not recipe.calibrates:
             return None
         made = {c.name: (c.graph, c.evaluation) for c in outcome.passed}
         names = [name for name in made if name != REFERENCE]
@@ -204,7 +204,7 @@ def plan(recipe: Recipe) -> list[Work]:
         made = [step.name for step in spec.model_steps]
         names = [*made, "export", "evaluate"] if made else []
         works += [(spec.name, name) for name in (*names, "quantize", "evaluate")]
-    return [*works, (ALL, "measure"), *([(ALL, "calibrate")] if recipe.calibrate.enabled else [])]
+    return [*works, (ALL, "measure"), *([(ALL, "calibrate")] if recipe.calibrates else [])]
 
 
 def _shared(spec: VariantSpec) -> list[Handed]:

@@ -21,7 +21,7 @@ def choose_points(
     one beats on the test texts that they are published with are left out here.
     """
     left_out: dict[str, str] = dict(calibrated.get("left_out", {}))
-    singles = [_single(v, calibrated) for v in variants if not v.reference]
+    singles = [_single(v) for v in variants if not v.reference]
     full = singles[0]
     offered = [point for point in singles[1:] if point.name not in left_out] + _cascades(calibrated)
     able = [full]
@@ -37,7 +37,7 @@ def choose_points(
     return tuple(point for point in able if point.name not in left_out), left_out
 
 
-def _single(variant: Variant, calibrated: Mapping[str, Any]) -> OperatingPoint:
+def _single(variant: Variant) -> OperatingPoint:
     shown = variant.evidence
     return OperatingPoint(
         name=variant.name,
@@ -45,7 +45,7 @@ def _single(variant: Variant, calibrated: Mapping[str, Any]) -> OperatingPoint:
         accuracy=shown.accuracy,
         accuracy_lower=shown.accuracy_lower,
         relative_accuracy=shown.relative_accuracy,
-        relative_accuracy_lower=calibrated.get("singles", {}).get(variant.name, {}).get("relative_accuracy_lower"),
+        relative_accuracy_lower=shown.relative_accuracy_lower,
         cpu_seconds_per_1k=shown.cpu_seconds_per_1k,
         joules_per_1k=shown.joules_per_1k,
     )

@@ -73,6 +73,7 @@ def build_manifest(
     return Manifest(
         family=recipe.family,
         created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        task="text-regression" if context.dataset.regression else "text-classification",
         pair=context.dataset.pair,
         labels=context.dataset.labels,
         max_tokens=position_limit,
@@ -148,6 +149,7 @@ def _evidence(candidate: Candidate, outcome: Outcome, reference_joules: float | 
         accuracy=evaluation.meta["accuracy"],
         accuracy_lower=evaluation.meta["accuracy_lower"],
         relative_accuracy=evaluation.meta["relative_accuracy"],
+        relative_accuracy_lower=evaluation.meta.get("relative_accuracy_lower"),
         test_rows=evaluation.meta["rows"],
         agreement_with_fp32=evaluation.meta.get("agreement"),
         **evaluation.meta.get("scores", {}),

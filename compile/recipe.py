@@ -140,6 +140,11 @@ class Recipe(Strict):
     calibrate: CalibrateSpec = Field(default_factory=CalibrateSpec)
     variants: tuple[VariantSpec, ...] = Field(min_length=1)
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether temperatures and cascades are looked for; one number has no confidence."""
+        return self.calibrate.enabled and self.data.task == "classification"
+
     @field_validator("data", mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compile.data.dataset import Labels
+from compile.measure.scores import r2
 from compile.passes.base import Context, Gate
 from compile.text import Encoded, feed
 
@@ -54,8 +55,7 @@ def quality(logits: NDArray[np.float32], labels: Labels) -> dict[str, float]:
     """`validation_accuracy` of logits [rows, labels], or `validation_r2` (1 - MSE / variance) of real labels."""
     if labels.dtype.kind != "f":
         return {"validation_accuracy": float((logits.argmax(-1) == labels).mean())}
-    error = np.square(logits[:, 0].astype(np.float64) - labels).mean()
-    return {"validation_r2": float(1 - error / max(float(labels.astype(np.float64).var()), 1e-12))}
+    return {"validation_r2": r2(labels.astype(np.float64), logits[:, 0].astype(np.float64))}
 
 
 def better_than_constant(meta: Mapping[str, Any], context: Context) -> Gate:

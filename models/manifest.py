@@ -3,6 +3,11 @@
 A manifest is written once by `compile/` and read by `server/`. Every model file in it exposes the same graph:
 inputs `input_ids`, `attention_mask` and, where `Manifest.inputs` names it, `token_type_ids` (int64, shape
 [rows, tokens]); output `logits` (float32, shape [rows, labels]).
+
+The task says what the logits are and what every `accuracy` in a manifest means:
+- text-classification: one logit a label; the share of test texts whose largest logit is that of the right label.
+- text-regression: one number, the answer itself in the unit of the training labels; R2 = 1 - mean squared error /
+  variance of the test labels, clipped to [0, 1] (0: no better than always answering their mean).
 """
 
 from __future__ import annotations
@@ -65,9 +70,10 @@ class Estimate(_Frozen):
 class Evidence(_Frozen):
     """What was measured of one variant; every figure repeatable from the recipe. Unmeasured is None, never 0."""
 
-    accuracy: float = Field(ge=0, le=1)
+    accuracy: float = Field(ge=0, le=1, description="share of right labels, or R2 (see the module)")
     accuracy_lower: float = Field(ge=0, le=1, description="one-sided 95 % lower bound")
     relative_accuracy: float = Field(ge=0, description="accuracy / the fp32 teacher's accuracy, same texts")
+    relative_accuracy_lower: float | None = Field(default=None, ge=0, description="paired bootstrap, one-sided 95 %")
     test_rows: int = Field(ge=1)
     agreement_with_fp32: float | None = Field(default=None, ge=0, le=1)
     matthews: Estimate | None = Field(default=None, description="Matthews correlation, -1 to 1")
@@ -153,7 +159,7 @@ class Manifest(_Frozen):
     schema_version: Literal[1] = 1
     family: str = Field(pattern=NAME_PATTERN)
     created_utc: str
-    task: Literal["text-classification"] = "text-classification"
+    task: Literal["text-classification", "text-regression"] = "text-classification"
     pair: bool = False
     labels: tuple[str, ...] = Field(min_length=1)
     max_tokens: int = Field(ge=1, description="longest input the position table allows, special tokens included")
@@ -179,10 +185,29 @@ class Manifest(_Frozen):
         by_name = {variant.name: variant for variant in self.variants}
         for point in self.points:
             _check_point(point, by_name)
+        if self.regression:
+            self._check_one_output()
         costs = [point.cpu_seconds_per_1k for point in self.points]
         if costs != sorted(costs, reverse=True):
             raise ValueError("points: must run from full quality to cheapest (falling cpu_seconds_per_1k)")
         return self
+
+    def _check_one_output(self) -> None:
+        if len(self.labels) != 1:
+            raise ValueError(f"labels: text-regression has one, the name of its number, not {len(self.labels)}")
+        for point in self.points:
+            if point.cascade is not None:
+                raise ValueError(f"points.{point.name}: one number has no confidence that a cascade could go by")
+
+    @property
+    def regression(self) -> bool:
+        """Whether the one logit is itself the answer, a real number."""
+        return self.task == "text-regression"
+
+    @property
+    def accuracy_name(self) -> str:
+        """What people call the accuracy of this task."""
+        return "R2" if self.regression else "accuracy"
 
     def variant(self, name: str) -> Variant:
         """The variant called `name`; KeyError if there is none."""

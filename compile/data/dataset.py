@@ -7,7 +7,10 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+
+from compile.scale import LabelScale
 
 Labels = NDArray[Any]
 """int64 classes, or float32 where the task is regression."""
@@ -50,6 +53,14 @@ class Dataset:
     def regression(self) -> bool:
         """Whether labels are real numbers."""
         return self.train.labels.dtype.kind == "f"
+
+    @property
+    def label_scale(self) -> LabelScale:
+        """What training labels are measured by; of classes, nothing."""
+        if not self.regression:
+            return LabelScale()
+        values = self.train.labels.astype(np.float64)
+        return LabelScale(float(values.mean()), float(values.std()))
 
     def digest(self) -> str:
         """SHA-256 over labels and rows of all splits, in order; where the data came from does not count."""

@@ -22,6 +22,8 @@ SPLITS = ("train", "validation", "test")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 SCORE = "score"
 """The one label of a regression task."""
+_LEAST_DEVIATION = 1e-4
+"""Of the labels' mean: float32 knows numbers of that size to 6e-8 of it."""
 _WHOLE, _REAL = re.compile(r"-?\d+"), re.compile(r"-?\d+(\.\d+)?")
 _COLUMNS = "give columns 'text', optionally 'text_b', and 'label'"
 
@@ -182,13 +184,16 @@ def _numbering(values: list[Any], names: list[str] | None) -> tuple[dict[Any, in
 def _scores(name: str, rows: Rows) -> Labels:
     values = _column(rows, "label")
     try:
-        made = np.array([float(value) for value in values], dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
+            made = np.array([float(value) for value in values]).astype(np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(
             "data.label", f"'{name}' has labels that are no numbers ({error})", "correct the rows"
         ) from error
-    if not np.isfinite(made).all():
-        raise DataError("data.label", f"'{name}' has labels that are not finite", "remove those rows")
+    broken = np.flatnonzero(~np.isfinite(made))
+    if len(broken):
+        problem = f"{len(broken)} labels of '{name}' are not finite in float32, the first in row {broken[0] + 1}"
+        raise DataError("data.label", problem, "remove those rows, or divide all labels by one number")
     return made
 
 
@@ -215,8 +220,23 @@ def _check(dataset: Dataset) -> None:
             _check_range(name, split, len(dataset.labels))
         if (split.texts_b is None) != (dataset.train.texts_b is None):
             raise DataError("data.text_b", f"split '{name}' differs from train", "give text_b in all files or none")
-    if len(set(dataset.train.labels.tolist())) < 2:
+    if dataset.regression:
+        _check_spread(dataset)
+    elif len(set(dataset.train.labels.tolist())) < 2:
         raise DataError("data.label", "training rows have fewer than two labels", "give rows of each label")
+
+
+def _check_spread(dataset: Dataset) -> None:
+    for name in SPLITS:
+        labels: Labels = getattr(dataset, name).labels
+        if len(set(labels.tolist())) < 2:
+            problem = f"all labels of '{name}' are {labels[0]:g}: nothing to learn, and R2 would be undefined"
+            remedy = "give rows with other labels; a split without labels must be left out"
+            raise DataError("data.label", problem, remedy)
+    scale = dataset.label_scale
+    if scale.deviation < _LEAST_DEVIATION * abs(scale.mean):
+        problem = f"labels are {scale.mean:g} on average and deviate by {scale.deviation:g}: too little for float32"
+        raise DataError("data.label", problem, "subtract one number from all labels")
 
 
 def _check_range(name: str, split: Split, count: int) -> None:

@@ -103,6 +103,15 @@ def rmse(one: Floats, other: Floats) -> float:
     return float(np.sqrt(np.mean((one - other) ** 2)))
 
 
+def r2(targets: Floats, predicted: Floats) -> float:
+    """Coefficient of determination of two series [rows]: 1 - mean squared error / variance of the targets.
+
+    1 is perfect, 0 as good as always answering the targets' mean. Minus infinity where all targets are the same.
+    """
+    spread = float(targets.var())
+    return 1 - float(np.mean((targets - predicted) ** 2)) / spread if spread > 0 else float("-inf")
+
+
 def _sums(cells: Ints, counts: Floats) -> tuple[Floats, Floats, Floats]:
     """How often each class is the label, the prediction, and both, [resamples, classes] each."""
     classes = np.arange(int(cells.max()) + 1)

@@ -92,6 +92,11 @@ class Context:
         return family_of(self.base.model_type).input_names(self.dataset.pair)
 
     @cached_property
+    def answer_unit(self) -> float:
+        """What gates measure differences between answers by (see `LabelScale.unit`)."""
+        return self.dataset.label_scale.unit
+
+    @cached_property
     def pad(self) -> int:
         """Number of the padding token."""
         return pad_id(load_tokenizer(self.base.tokenizer))

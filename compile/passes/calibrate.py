@@ -112,7 +112,6 @@ class Calibrate(Pass):
         judge = _Judge(self, inputs, context, temperatures)
         return {
             "temperatures": {name: judge.calibration(name, logits[name]) for name in self.names},
-            "singles": {name: judge.single(name) for name in self.names},
             "rated": [asdict(point) for point in points],
             "left_out": why,
             "judged": judge.cascades([point for point in chosen if point.first is not None]),
@@ -166,10 +165,6 @@ class _Judge:
             "test_ece_before": expected_calibration_error(confidence(logits, 1.0), judged),
             "test_ece_after": expected_calibration_error(confidence(logits, temperature), judged),
         }
-
-    def single(self, name: str) -> dict[str, float]:
-        """What a variant alone keeps of the teacher's accuracy, at least."""
-        return self._bounds(self._right(self._logits[name]))
 
     def _bounds(self, right: Flags) -> dict[str, float]:
         teacher = float(self._teacher_right.mean())

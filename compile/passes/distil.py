@@ -82,8 +82,12 @@ class Distil(Pass):
         model.set_dropout(0.0)
         model.freeze(spec.freeze_embeddings, 0)
         lessons = np.load(inputs["lessons"].path / FILE)
-        teacher_logits, teacher_pooled = torch.from_numpy(lessons["logits"]), torch.from_numpy(lessons["pooled"])
-        truth = torch.from_numpy(context.dataset.train.labels)
+        scale = context.dataset.label_scale
+        scale.standardise(model.head)
+        teacher_logits, truth = (
+            scale.standard(torch.from_numpy(one)) for one in (lessons["logits"], context.dataset.train.labels)
+        )
+        teacher_pooled = torch.from_numpy(lessons["pooled"])
         inner = self._inner_loss(model, inputs, out, context) if spec.needs_teacher else None
 
         def loss(made: tuple[Tensor, Tensor], rows: Sequence[int]) -> Tensor:
@@ -96,6 +100,7 @@ class Distil(Pass):
         losses = train(
             model, model.head, context.train, context.pad, loss, schedule, out, context.progress, context.note_spent
         )
+        scale.restore(model.head)
         model.save(out)
         for name in (CHECKPOINT, STATES):
             (out / name).unlink(missing_ok=True)

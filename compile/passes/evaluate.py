@@ -1,17 +1,23 @@
-"""Test accuracy of a graph in batches as served, against the fp32 graph it came from and against the teacher."""
+"""Test accuracy of a graph in batches as served, against the fp32 graph it came from and against the teacher.
+
+Of real labels accuracy is R2, as everywhere (see `compile.judging`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compile.divergence import Floats, agreement
 from compile.graph.sessions import open_session
-from compile.measure.accuracy import graph_logits, wilson_lower
+from compile.judging import judge
+from compile.measure.accuracy import graph_logits
 from compile.measure.scores import scores
-from compile.passes.base import Context, Gate, Inputs, Pass
+from compile.passes.base import Artifact, Context, Gate, Inputs, Pass
 from compile.passes.export import FILE
 
 PREDICTIONS = "predictions.npz"
@@ -25,7 +31,7 @@ class Evaluate(Pass):
     """
 
     name = "evaluate"
-    version = 3
+    version = 4
 
     def __init__(self, batch_rows: int, min_agreement: float, min_relative_accuracy: float) -> None:
         self.batch_rows = batch_rows
@@ -43,17 +49,14 @@ class Evaluate(Pass):
         """Answer every test text."""
         session = open_session(inputs["graph"].path / FILE, context.threads)
         logits = graph_logits(session, context.test, context.pad, self.batch_rows)
-        predicted = logits.argmax(-1)
-        np.savez(out / PREDICTIONS, logits=logits, predicted=predicted)
-        right = int((predicted == context.dataset.test.labels).sum())
-        rows = len(predicted)
-        meta: dict[str, Any] = {"accuracy": right / rows, "accuracy_lower": wilson_lower(right, rows), "rows": rows}
-        meta["scores"] = {name: one.model_dump() for name, one in scores(context.dataset.test.labels, logits).items()}
+        np.savez(out / PREDICTIONS, logits=logits)
+        labels = context.dataset.test.labels
+        teacher = _logits(inputs["teacher"]) if "teacher" in inputs else logits
+        judged = judge(labels, logits, teacher, context.seed)
+        found = {name: one.model_dump() for name, one in scores(labels, logits).items()}
+        meta: dict[str, Any] = {**asdict(judged), "rows": len(labels), "scores": found}
         if "fp32" in inputs:
-            reference = np.load(inputs["fp32"].path / PREDICTIONS)["predicted"]
-            meta["agreement"] = float((reference == predicted).mean())
-        teacher = inputs["teacher"].meta["accuracy"] if "teacher" in inputs else meta["accuracy"]
-        meta["relative_accuracy"] = meta["accuracy"] / teacher if teacher else 0.0
+            meta["agreement"] = agreement(_logits(inputs["fp32"]), logits)
         return meta
 
     def ensures(self, inputs: Inputs, out: Path, meta: Mapping[str, Any], context: Context) -> list[Gate]:
@@ -64,8 +67,14 @@ class Evaluate(Pass):
                 Gate("int8 agreement, test", meta["agreement"], self.min_agreement, field="quantize.min_agreement")
             )
         if "teacher" in inputs:
-            detail = f"accuracy {meta['accuracy']:.4f}"
+            name = "R2" if context.dataset.regression else "accuracy"
+            detail = f"{name} {meta['accuracy']:.4f}"
             share = meta["relative_accuracy"]
             limit = self.min_relative_accuracy
-            gates.append(Gate("relative accuracy", share, limit, detail=detail, field="min_relative_accuracy"))
+            gates.append(Gate(f"relative {name}", share, limit, detail=detail, field="min_relative_accuracy"))
         return gates
+
+
+def _logits(evaluated: Artifact) -> Floats:
+    found: Floats = np.load(evaluated.path / PREDICTIONS)["logits"]
+    return found

@@ -26,8 +26,8 @@ _SHAPES = ((1, 3), (2, 9), (5, 16), (16, 27), (3, 64), (1, 1))
 class Export(Pass):
     """model, forms (see `ProbeForms`) -> model.onnx.
 
-    Gates: logits as torch's within 1e-4 over several shapes with padding, finite logits even for a row without a
-    single token, and the same answers in a fresh process that has onnxruntime alone.
+    Gates: logits as torch's within 1e-4 (of `Context.answer_unit`) over several shapes with padding, finite logits even
+    for a row without a single token, and the same answers in a fresh process that has onnxruntime alone.
     """
 
     name = "export"
@@ -53,7 +53,7 @@ class Export(Pass):
                 tried[form] = f"{type(error).__name__}: {error}"[:300]
                 continue
             tried[form] = f"differs from torch by {difference:.3g}"
-            if difference <= MAX_DIFFERENCE:
+            if difference <= MAX_DIFFERENCE * context.answer_unit:
                 break
         (out / "model.onnx.data").unlink(missing_ok=True)
         return {
@@ -70,10 +70,11 @@ class Export(Pass):
             return [Gate("graph forms that export", 0, 1, detail=str(meta["tried"]))]
         model = load(inputs["model"].path)
         sample = sample_inputs(5, 16, context, np.random.default_rng(1))
+        differs, unit = largest_difference(model, out / FILE, context), context.answer_unit
         return [
-            Gate("largest difference from torch", largest_difference(model, out / FILE, context), MAX_DIFFERENCE, True),
+            Gate("largest difference from torch", differs, MAX_DIFFERENCE * unit, True),
             Gate("logits that are not finite", masked_row_infinities(out / FILE, context), 0, True),
-            Gate("difference in a fresh process", fresh_process_difference(out / FILE, sample, out), 1e-5, True),
+            Gate("difference in a fresh process", fresh_process_difference(out / FILE, sample, out), 1e-5 * unit, True),
         ]
 
 

@@ -38,7 +38,10 @@ class Finetune(Pass):
         model = from_base(context.base, self.pooling, len(data.labels)) if fresh else load(inputs["model"].path)
         model.set_dropout(spec.dropout)
         model.freeze(spec.freeze_embeddings, spec.freeze_layers)
-        truth = torch.from_numpy(data.train.labels)
+        scale = data.label_scale
+        if not fresh:
+            scale.standardise(model.head)
+        truth = scale.standard(torch.from_numpy(data.train.labels))
 
         def loss(made: tuple[Tensor, Tensor], rows: Sequence[int]) -> Tensor:
             return label_loss(made[0], truth[rows], spec.label_smoothing)
@@ -55,6 +58,7 @@ class Finetune(Pass):
         losses = train(
             model, model.head, context.train, context.pad, loss, schedule, out, context.progress, context.note_spent
         )
+        scale.restore(model.head)
         model.save(out)
         (out / CHECKPOINT).unlink(missing_ok=True)
         found = quality(torch_outputs(model, context.validation, context.pad)[0], data.validation.labels)

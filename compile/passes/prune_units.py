@@ -91,7 +91,8 @@ class PruneUnits(Pass):
         """Compare the cut model with the masked one, and its predicted cost with what was asked."""
         masked = load(inputs["model"].path)
         difference = masked_difference(masked, load(out), meta["kept_heads"], meta["kept_units"], context)
-        gates = [Gate("largest difference from the masked model", difference, MAX_DIFFERENCE, at_most=True)]
+        limit = MAX_DIFFERENCE * context.answer_unit
+        gates = [Gate("largest difference from the masked model", difference, limit, at_most=True)]
         if self.spec.cost_share is not None:
             predicted = float(meta["predicted_cost_share"])
             gates.append(

@@ -46,8 +46,11 @@ class Qat(Pass):
         before = agreement(*self._both(model, context))
         model.set_dropout(0.0)
         model.freeze(self.spec.freeze_embeddings, 0)
+        scale = context.dataset.label_scale
+        scale.standardise(model.head)
         with rounded(model):
             losses = self._train(model, inputs, out, context)
+        scale.restore(model.head)
         model.save(out)
         (out / CHECKPOINT).unlink(missing_ok=True)
         exact, coarse = self._both(model, context)
@@ -63,8 +66,10 @@ class Qat(Pass):
         spec = self.spec
         taken, epochs = self._rows(len(context.train))
         lessons = np.load(inputs["lessons"].path / FILE)
-        wanted = torch.from_numpy(lessons["logits"][taken])
-        truth = torch.from_numpy(context.dataset.train.labels[taken])
+        wanted, truth = (
+            context.dataset.label_scale.standard(torch.from_numpy(one[taken]))
+            for one in (lessons["logits"], context.dataset.train.labels)
+        )
 
         def loss(made: tuple[Tensor, Tensor], rows: Sequence[int]) -> Tensor:
             return answer_loss(made[0], wanted[rows], truth[rows], spec.temperature, 1.0, spec.hard_weight)

@@ -179,12 +179,13 @@ class Quantize(Pass):
         """Agreement where it was tuned (the test texts follow in `Evaluate`), and that the file stands alone."""
         sample = sample_inputs(5, 16, context, np.random.default_rng(1))
         detail = f"with {len(meta['fp32_products'])} products in fp32"
-        same = _SAME_HALF if meta["precision"] == "fp16" else _EXACT
+        unit = context.answer_unit
+        same = unit * (_SAME_HALF if meta["precision"] == "fp16" else _EXACT)
         agreed = f"{meta['precision']} agreement, validation"
         return [
             Gate(agreed, meta["validation_agreement"], self.spec.min_agreement, detail=detail, field=_FIELD),
             Gate("products in fewer bits", meta["quantized_products"], 1),
-            Gate("difference that smoothing makes in fp32", meta["smoothing_difference"], MAX_DIFFERENCE, True),
+            Gate("difference that smoothing makes in fp32", meta["smoothing_difference"], MAX_DIFFERENCE * unit, True),
             Gate("logits that are not finite", masked_row_infinities(out / FILE, context), 0, True),
             Gate("difference in a fresh process", fresh_process_difference(out / FILE, sample, out), same, True),
         ]

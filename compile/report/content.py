@@ -25,13 +25,17 @@ from models.manifest import Estimate, Evidence, Manifest, OperatingPoint, Varian
 _KEPT_SHARES = (0.99, 0.95, 0.90)
 _ROWS_PLOTTED = 16
 NONE = "–"
+_ABOUT_R2 = (
+    "R2 is 1 - mean squared error / variance of the test labels, clipped to [0, 1]: 0 is always answering their mean. "
+    "Its bounds are by the bootstrap over the test texts, paired with the teacher's where they are relative to it."
+)
 
 
 def build(manifest: Manifest, version: str, peers: Sequence[Manifest]) -> Document:
     """The report of a version; `peers` are the manifests (its own among them) that the predictor is fitted to."""
     blocks: list[Block] = [
         Text(
-            f"Compiled {manifest.created_utc} for {manifest.target_cpu.model}; {len(manifest.labels)} labels, "
+            f"Compiled {manifest.created_utc} for {manifest.target_cpu.model}; {_answers(manifest)}, "
             f"{manifest.variants[0].evidence.test_rows} test texts."
         ),
         *_summary(manifest),
@@ -56,10 +60,11 @@ def _summary(manifest: Manifest) -> Iterator[Block]:
     lines = []
     for point, share in shares.items():
         if point is None:
-            lines.append(f"At least {share:.0%} of the teacher's accuracy: no operating point.")
+            lines.append(f"At least {share:.0%} of the teacher's {manifest.accuracy_name}: no operating point.")
             continue
         lines.append(
-            f"At least {share:.0%} of the teacher's accuracy: {point.name}, {_share(point.relative_accuracy)} at "
+            f"At least {share:.0%} of the teacher's {manifest.accuracy_name}: {point.name}, "
+            f"{_share(point.relative_accuracy)} at "
             f"{_part(point.cpu_seconds_per_1k, whole.cpu_seconds_per_1k)} of its CPU time and "
             f"{_part(point.joules_per_1k, whole.joules_per_1k)} of its joules."
         )
@@ -67,7 +72,7 @@ def _summary(manifest: Manifest) -> Iterator[Block]:
     unit = "CPU-seconds per 1,000 texts"
     if in_joules(manifest):
         unit = f"dynamic joules per 1,000 texts ({whole.energy_source})"
-    yield plots.accuracy_against_cost(ways(manifest), unit)
+    yield plots.accuracy_against_cost(ways(manifest), unit, manifest.accuracy_name)
 
 
 def _relative(manifest: Manifest) -> Iterator[Block]:
@@ -96,8 +101,8 @@ def relative_table(manifest: Manifest) -> Table:
             precision = "/".join(sorted({variant.precision for variant in used}))
             rows.append((point.name, layers, precision, *_shares(point, size_bytes(manifest, point), whole)))
     columns = (
-        "variant", "layers", "precision", "% accuracy", "% size", "% time", "% energy",
-        "accuracy (at least)", "MB", "CPU-s/1k", "J/1k",
+        "variant", "layers", "precision", f"% {manifest.accuracy_name}", "% size", "% time", "% energy",
+        f"{manifest.accuracy_name} (at least)", "MB", "CPU-s/1k", "J/1k",
     )  # fmt: skip
     return Table(columns, tuple(rows), words=3)
 
@@ -141,14 +146,14 @@ def _points(manifest: Manifest) -> Iterator[Block]:
         costs = (f"{point.cpu_seconds_per_1k:.3f}", _shown(point.joules_per_1k, ".2f"))
         rows.append((point.name, way, f"{point.accuracy:.4f} ({point.accuracy_lower:.4f})", kept, *costs))
     yield Heading("Operating points, full quality first")
-    columns = ("point", "answers", "accuracy (at least)", "of teacher (at least)", "CPU-s/1k", "J/1k")
+    columns = ("point", "answers", f"{manifest.accuracy_name} (at least)", "of teacher (at least)", "CPU-s/1k", "J/1k")
     yield Table(columns, tuple(rows), words=2)
 
 
 def _evidence(manifest: Manifest) -> Iterator[Block]:
     named = [(variant, variant.evidence) for variant in manifest.variants]
     lines: list[tuple[str, list[str]]] = [
-        ("accuracy (at least)", [f"{e.accuracy:.4f} ({e.accuracy_lower:.4f})" for _, e in named]),
+        (f"{manifest.accuracy_name} (at least)", [f"{e.accuracy:.4f} ({e.accuracy_lower:.4f})" for _, e in named]),
         ("Matthews correlation", [_estimate(e.matthews) for _, e in named]),
         ("macro F1", [_estimate(e.f1_macro) for _, e in named]),
         ("Pearson correlation", [_estimate(e.pearson) for _, e in named]),
@@ -170,6 +175,7 @@ def _evidence(manifest: Manifest) -> Iterator[Block]:
     yield Heading("Evidence of each variant")
     yield Table(("", *(v.name for v, _ in named)), rows)
     yield Bullets((
+        *((_ABOUT_R2,) if manifest.regression else ()),
         "In brackets after a correlation, F1 or error: its 95% bootstrap interval over the test texts.",
         "Multiply-accumulates (MACs) are those of a text of the set's mean length.",
         "Break-even: requests after which the joules spent on compiling the variant (its teacher included) are saved "
@@ -240,7 +246,9 @@ def _candidates(manifest: Manifest) -> Iterator[Block]:
         yield Table(("candidate", "outcome", "passes"), tuple(_candidate(candidate) for candidate in variants), words=3)
         left_out = [(str(c["name"]), c["known"]) for c in variants if c.get("known")]
         if left_out:
-            yield Bullets(tuple(f"Known of {name}: {_listed(known)}." for name, known in left_out))
+            yield Bullets(
+                tuple(f"Known of {name}: {_listed(known, manifest.accuracy_name)}." for name, known in left_out)
+            )
     if cascades:
         rated = Table(
             ("cascade", "outcome", "escalates", "accuracy, validation", "accuracy, test", "CPU-s/1k", "J/1k"),
@@ -255,8 +263,9 @@ def _candidate(candidate: dict[str, Any]) -> tuple[str, ...]:
     return (str(candidate["name"]), _outcome(candidate), passes or NONE)
 
 
-def _listed(known: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {compact(value)}" for name, value in known.items())
+def _listed(known: dict[str, Any], accuracy_name: str) -> str:
+    named = {name.replace("_", " ").replace("accuracy", accuracy_name): value for name, value in known.items()}
+    return ", ".join(f"{name} {compact(value)}" for name, value in named.items())
 
 
 def _rated(candidate: dict[str, Any]) -> tuple[str, ...]:
@@ -328,6 +337,10 @@ def _origin(manifest: Manifest) -> Iterator[Block]:
     settings = manifest.recipe.get("settings")
     if settings:
         yield Folded("Recipe, every setting", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def _answers(manifest: Manifest) -> str:
+    return "one real number" if manifest.regression else f"{len(manifest.labels)} labels"
 
 
 def _forms(variant: Variant) -> str:

@@ -31,7 +31,7 @@ _BESIDE: tuple[Place, ...] = (
 )  # fmt: skip
 
 
-def accuracy_against_cost(ways: Sequence[Way], cost_name: str) -> Plot:
+def accuracy_against_cost(ways: Sequence[Way], cost_name: str, accuracy_name: str) -> Plot:
     """Every way to answer, with its lower bound, and the front: what no other way beats in both."""
 
     def draw(axes: Axes) -> None:
@@ -48,14 +48,14 @@ def accuracy_against_cost(ways: Sequence[Way], cost_name: str) -> Plot:
         front = pareto_front(ways)
         axes.plot([w.cost for w in front], [w.accuracy * 100 for w in front], color=LIGHT["main"], lw=1, label="front")
         axes.set_xlabel(cost_name)
-        axes.set_ylabel("test accuracy, % (bar: 95% bound)")
+        axes.set_ylabel(f"test {accuracy_name}, % (bar: 95% bound)")
         axes.set_xlim(left=0)
         axes.margins(x=0.12, y=0.12)
         _legend_below(axes, columns=4)
         _name_points(axes, ways, front)
 
     listed = ", ".join(f"{w.name} {w.accuracy:.1%} at {w.cost:.2f}" for w in ways)
-    return _plot("accuracy-against-joules", f"Test accuracy against {cost_name}: {listed}", draw, 3.8)
+    return _plot("accuracy-against-joules", f"Test {accuracy_name} against {cost_name}: {listed}", draw, 3.8)
 
 
 def amount_by_pass(costs: Sequence[tuple[str, float]], unit: str) -> Plot:

@@ -277,6 +277,7 @@ def describe_family(engine: Engine) -> dict[str, Any]:
         "auto_truncate": False,
         "tokenization_workers": 1,
         "version": RELEASE,
+        "task": manifest.task,
         "pair": manifest.pair,
         "points": [point.model_dump() for point in manifest.points],
         "dial": engine.dial.to_dict(),

@@ -2,7 +2,8 @@
 
 One input, `text`: BYTES of shape [n] or [n, 1] (texts) or [n, 2] (pairs). Two outputs, aligned and best first: `labels`
 (BYTES) and `scores` (FP32), both of shape [n, labels]. An output that is asked for with the parameter `classification`
-k holds BYTES "score:index:label" of the k best instead, shape [n, k]; index is that of the manifest.
+k holds BYTES "score:index:label" of the k best instead, shape [n, k]; index is that of the manifest. A regression has
+one label, and its score is the number that it answers, as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from server.api.errors import MalformedRequest, UnknownModel
 from server.engine.engine import Answer
 from server.engine.errors import EmptyInput, InputTooLarge, InvalidInput
 from server.engine.family import Family
-from server.engine.scores import best_first, probabilities
+from server.engine.scores import best_first, shown_scores
 from server.engine.tokenizer import Text, Truncation
 from server.shaping.policy import CLASSES, QualityClass
 
@@ -176,7 +177,7 @@ def tensors_of(manifest: Manifest) -> tuple[list[Output], list[Output]]:
 def make_outputs(request: InferRequest, answers: Sequence[Answer], manifest: Manifest) -> list[Output]:
     """The tensors of a reply: those that were asked for, or all."""
     labels = manifest.labels
-    scored = [answer.logits.tolist() if request.raw_scores else probabilities(answer.logits) for answer in answers]
+    scored = [shown_scores(answer.logits, manifest, raw=request.raw_scores) for answer in answers]
     orders = [best_first(scores) for scores in scored]
     outputs = []
     for wanted in request.outputs or (Wanted(LABELS), Wanted(SCORES)):

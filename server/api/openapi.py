@@ -25,7 +25,9 @@ class PredictBody(BaseModel):
         description='A text; or `["first", "second"]`, one pair; or a batch of `["text"]` or `["first", "second"]`.',
         examples=["I was charged twice", [["I was charged twice"], ["where is my parcel"]]],
     )
-    raw_scores: bool | None = Field(default=False, description="Logits instead of probabilities.")
+    raw_scores: bool | None = Field(
+        default=False, description="Logits instead of probabilities; a regression answers with its number either way."
+    )
     truncate: bool | None = Field(default=False, description="Cut a text that is too long; otherwise 413.")
     truncation_direction: Literal["left", "right", "Left", "Right"] = Field(
         default="right", description="The end that is cut."
@@ -33,7 +35,7 @@ class PredictBody(BaseModel):
 
 
 class Prediction(BaseModel):
-    """A label and its score."""
+    """A label and its score; of a regression the one number that it answers, in the unit of its training labels."""
 
     score: float
     label: str

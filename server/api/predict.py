@@ -13,7 +13,7 @@ from server.api.http import Headers
 from server.api.told import Told
 from server.engine.engine import Answer
 from server.engine.errors import EmptyInput, InputTooLarge
-from server.engine.scores import best_first, probabilities
+from server.engine.scores import best_first, shown_scores
 from server.engine.tokenizer import Text, Truncation
 from server.shaping.policy import CLASSES, QualityClass
 
@@ -106,15 +106,15 @@ def parse_quality(value: bytes | None) -> QualityClass:
 
 
 def render_predictions(request: PredictRequest, answers: list[Answer], manifest: Manifest) -> bytes:
-    """The reply's JSON: per text every label with its score, best first. The common form is kept beside a cached
-    answer, so that a hit need not render it again."""
+    """The reply's JSON: per text every label with its score, best first (of a regression the one number, as it is). The
+    common form is kept beside a cached answer, so that a hit need not render it again."""
     kept = None if request.batch or request.raw_scores else answers[0].kept
     if kept is not None and kept.body is not None:
         return kept.body
     labels = manifest.labels
     results = []
     for answer in answers:
-        scores = answer.logits.tolist() if request.raw_scores else probabilities(answer.logits)
+        scores = shown_scores(answer.logits, manifest, raw=request.raw_scores)
         results.append([{"score": scores[index], "label": labels[index]} for index in best_first(scores)])
     body = orjson.dumps(results if request.batch else results[0])
     if kept is not None:

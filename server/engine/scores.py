@@ -5,7 +5,19 @@ from __future__ import annotations
 
 from math import exp
 
+from models.manifest import Manifest
 from server.engine.runtime import Float32Array
+
+
+def shown_scores(logits: Float32Array, manifest: Manifest, *, raw: bool) -> list[float]:
+    """One text's scores in the labels' order: probabilities, or the logits where `raw` ones are asked for.
+
+    A regression's one logit is its answer, in the unit of its training labels, and always shown as it is.
+    """
+    if raw or manifest.regression:
+        row: list[float] = logits.tolist()
+        return row
+    return probabilities(logits)
 
 
 def probabilities(logits: Float32Array) -> list[float]:

@@ -8,7 +8,7 @@ from server.api.app import Replies
 from server.api.asking import Answered, ask
 from server.api.errors import MalformedRequest
 from server.engine.errors import EmptyInput, InputTooLarge
-from server.engine.scores import best_first, probabilities
+from server.engine.scores import best_first, shown_scores
 from server.engine.tokenizer import Text, Truncation
 from server.rpc.arrival import Arrivals
 from server.rpc.calls import Call, unary
@@ -50,10 +50,11 @@ def texts_of(request: PredictRequest, max_texts: int) -> list[Text]:
 
 def render(answered: Answered, raw_scores: bool) -> PredictReply:
     """The reply's message."""
-    labels = answered.family.manifest.labels
+    manifest = answered.family.manifest
+    labels = manifest.labels
     predictions = []
     for answer in answered.answers:
-        scores = answer.logits.tolist() if raw_scores else probabilities(answer.logits)
+        scores = shown_scores(answer.logits, manifest, raw=raw_scores)
         order = best_first(scores)
         predictions.append(Prediction(labels=[labels[i] for i in order], scores=[scores[i] for i in order]))
     return PredictReply(predictions=predictions, **answered.told._asdict())

@@ -96,7 +96,8 @@ def inputs(context: Context, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         write_graph(folder / name / FILE, context, scores)
         graph = Artifact("quantize", name, name, folder / name)
         (folder / f"{name}-answers").mkdir()
-        meta = Evaluate(4, 0.0, 0.0).call({"graph": graph}, folder / f"{name}-answers", context)
+        judged_by = {"teacher": made["fp32"][1]} if made else {}
+        meta = Evaluate(4, 0.0, 0.0).call({"graph": graph, **judged_by}, folder / f"{name}-answers", context)
         made[name] = (graph, Artifact("evaluate", name, name, folder / f"{name}-answers", meta))
     costs = {name: {"cpu_seconds_per_1k": cpu, "joules_per_1k": 3 * cpu} for name, cpu in COSTS.items()}
     return calibrate_inputs(
@@ -123,13 +124,13 @@ def test_thresholds_come_from_validation_texts_and_the_test_texts_change_none(
     assert again["rated"] == known["rated"]
     assert again["left_out"] == known["left_out"]
     assert set(again["judged"]) == set(known["judged"])
-    assert again["singles"]["full"]["accuracy"] < 0.1
+    assert all(again["judged"][name]["accuracy"] < one["accuracy"] for name, one in known["judged"].items())
 
 
 def test_a_cascade_that_is_unsure_of_the_right_texts_keeps_the_accuracy_of_the_dear_variant(
-    known: dict[str, Any],
+    known: dict[str, Any], inputs: dict[str, Artifact]
 ) -> None:
-    full, nano = known["singles"]["full"], known["singles"]["nano"]
+    full, nano = (inputs[f"evaluation/{name}"].meta for name in ("full", "nano"))
     assert full["accuracy"] == pytest.approx(0.95)
     assert nano["accuracy"] == pytest.approx(0.55)
     best = max(known["judged"].values(), key=lambda point: point["accuracy"])
@@ -197,14 +198,16 @@ def test_the_limit_holds_and_single_variants_stay(
     assert "at most" in " ".join(meta["left_out"].values())
 
 
-def variants(known: dict[str, Any]) -> tuple[Variant, ...]:
+@pytest.fixture(scope="module")
+def variants(inputs: dict[str, Artifact]) -> tuple[Variant, ...]:
     made = []
     for name, cpu in COSTS.items():
-        shown = known["singles"].get(name, known["singles"]["full"])
+        shown = inputs[f"evaluation/{name}"].meta
         evidence = Evidence(
             accuracy=shown["accuracy"],
             accuracy_lower=shown["accuracy_lower"],
             relative_accuracy=shown["relative_accuracy"],
+            relative_accuracy_lower=shown["relative_accuracy_lower"],
             test_rows=300,
             parameters=1,
             size_bytes=1,
@@ -218,8 +221,10 @@ def variants(known: dict[str, Any]) -> tuple[Variant, ...]:
     return tuple(made)
 
 
-def test_points_run_from_full_quality_to_cheapest_with_cascades_between(known: dict[str, Any]) -> None:
-    points, left_out = choose_points(variants(known), known)
+def test_points_run_from_full_quality_to_cheapest_with_cascades_between(
+    known: dict[str, Any], variants: tuple[Variant, ...]
+) -> None:
+    points, left_out = choose_points(variants, known)
     assert (points[0].name, points[-1].name) == ("full", "nano")
     costs = [point.cpu_seconds_per_1k for point in points]
     assert costs == sorted(costs, reverse=True)
@@ -238,26 +243,32 @@ def test_points_run_from_full_quality_to_cheapest_with_cascades_between(known: d
     assert not {point.name for point in points} & set(left_out)
 
 
-def test_a_cascade_that_the_test_texts_show_beaten_is_left_out_with_the_winner(known: dict[str, Any]) -> None:
+def test_a_cascade_that_the_test_texts_show_beaten_is_left_out_with_the_winner(
+    known: dict[str, Any], variants: tuple[Variant, ...]
+) -> None:
     name = next(iter(known["judged"]))
     poor = {**known["judged"][name], "accuracy": 0.1, "accuracy_lower": 0.05}
-    points, left_out = choose_points(variants(known), {**known, "judged": {**known["judged"], name: poor}})
+    points, left_out = choose_points(variants, {**known, "judged": {**known["judged"], name: poor}})
     assert name not in [point.name for point in points]
     assert left_out[name] == "'nano' is no dearer and no worse on test texts"
     dear = {**known["judged"][name], "cpu_seconds_per_1k": 10.5}
-    _, left_out = choose_points(variants(known), {**known, "judged": {name: dear}})
+    _, left_out = choose_points(variants, {**known, "judged": {name: dear}})
     assert left_out[name] == "measured no cheaper than 'full'"
 
 
-def test_without_calibration_the_variants_on_the_front_are_the_points(known: dict[str, Any]) -> None:
-    points, left_out = choose_points(variants(known), {})
+def test_without_calibration_the_variants_on_the_front_are_the_points(variants: tuple[Variant, ...]) -> None:
+    points, left_out = choose_points(variants, {})
     assert [point.name for point in points] == ["full", "nano"]
     assert left_out == {}
-    assert points[0].relative_accuracy_lower is None
+    for point in points:
+        assert point.relative_accuracy_lower is not None
+        assert 0 < point.relative_accuracy_lower <= point.relative_accuracy
 
 
-def test_every_cascade_is_reported_with_its_figures_and_the_unpublished_with_the_reason(known: dict[str, Any]) -> None:
-    points, left_out = choose_points(variants(known), known)
+def test_every_cascade_is_reported_with_its_figures_and_the_unpublished_with_the_reason(
+    known: dict[str, Any], variants: tuple[Variant, ...]
+) -> None:
+    points, left_out = choose_points(variants, known)
     published = {point.name for point in points if point.cascade is not None}
     made = {one["name"]: one for one in cascade_candidates(known, {point.name for point in points}, left_out)}
     assert set(made) == {one["name"] for one in known["rated"]} - {"full", "nano"}

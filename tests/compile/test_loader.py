@@ -129,11 +129,41 @@ def test_real_labels_make_a_regression_task(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("label", "words"), [("warm", "no numbers"), ("nan", "not finite"), ("", "no numbers")])
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("warm", "no numbers"),
+        ("", "no numbers"),
+        ("nan", "1 labels of 'all' are not finite in float32, the first in row 3"),
+        ("-inf", "not finite"),
+        ("1e39", "not finite in float32"),
+    ],
+)
 def test_labels_that_are_no_numbers_are_refused_for_regression(tmp_path: Path, label: str, words: str) -> None:
     source = csv_file(tmp_path, f"text,label\na,0.5\nb,1.5\nc,{label}\n")
     with pytest.raises(DataError, match=words):
         load_dataset(DataSpec(source=str(source), task="regression"), 1)
+
+
+@pytest.mark.parametrize("constant", ["train", "validation", "test"])
+def test_labels_that_are_all_the_same_are_refused_for_regression(tmp_path: Path, constant: str) -> None:
+    for name in ("train", "validation", "test"):
+        rows = "".join(f"t{i},{2.5 if name == constant else i}\n" for i in range(9))
+        csv_file(tmp_path, f"text,label\n{rows}", f"{name}.csv")
+    with pytest.raises(DataError, match=f"all labels of '{constant}' are 2.5"):
+        load_dataset(DataSpec(source=str(tmp_path), task="regression"), 1)
+
+
+@pytest.mark.parametrize(("mean", "fits"), [(0, True), (1_000, True), (100_000, False)])
+def test_labels_that_float32_hardly_tells_apart_are_refused(tmp_path: Path, mean: float, fits: bool) -> None:
+    rows = "text,label\n" + "".join(f"t{i},{mean + i % 7 / 4}\n" for i in range(70))
+    spec = DataSpec(source=str(csv_file(tmp_path, rows)), task="regression")
+    if fits:
+        scale = load_dataset(spec, 1).label_scale
+        assert (scale.mean, scale.deviation) == (pytest.approx(mean + 0.75, rel=0.1), pytest.approx(0.5, rel=0.1))
+        return
+    with pytest.raises(DataError, match="too little for float32"):
+        load_dataset(spec, 1)
 
 
 def test_real_labels_ask_for_the_regression_task(tmp_path: Path) -> None:

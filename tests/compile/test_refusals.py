@@ -82,16 +82,6 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "rows.csv"]
 
 
-def test_a_regression_is_refused_as_long_as_its_gates_would_judge_nothing(
-    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = "text,label\n" + "".join(f"my card,{number / 7}\nlost parcel,{number / 3}\n" for number in range(40))
-    recipe = write({"data": {"source": str(tmp_path / "rows.csv"), "task": "regression"}}, rows)
-    said = refused(capsys, monkeypatch, recipe, "--store", str(tmp_path / "store"), "--work", str(tmp_path / "work"))
-    assert "jouleserve-compile: data.task: " in said
-    assert not (tmp_path / "store").exists()
-
-
 @pytest.mark.parametrize(
     ("rows", "field", "words"),
     [

@@ -51,6 +51,8 @@ BROKEN: dict[str, Any] = {
     "pattern": lambda tree: {"family": "../elsewhere"},
     "finite": lambda tree: {"points": _first(tree["points"], cpu_seconds_per_1k=float("inf"))},
     "labels\n": lambda tree: {"labels": []},
+    "text-regression has one": lambda tree: {"task": "text-regression"},
+    "task": lambda tree: {"task": "regression"},
 }
 
 
@@ -114,6 +116,15 @@ def test_a_cascade_asks_no_reference(tiny_version: Version) -> None:
     tree["variants"] = [{**variant, "reference": variant["name"] == "lite"} for variant in tree["variants"]]
     with pytest.raises(ValidationError, match=r"points\.cascade: variant 'lite' is for reference only"):
         Manifest.model_validate(tree)
+
+
+def test_one_number_has_no_cascade(tiny_version: Version) -> None:
+    tree = {**cascaded(tiny_version), "task": "text-regression", "labels": ["score"]}
+    with pytest.raises(ValidationError, match=r"points\.cascade: one number has no confidence"):
+        Manifest.model_validate(tree)
+    manifest = Manifest.model_validate({**tree, "points": changed(tiny_version)["points"]})
+    assert (manifest.regression, manifest.accuracy_name) == (True, "R2")
+    assert (tiny_version.manifest.regression, tiny_version.manifest.accuracy_name) == (False, "accuracy")
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a//b", "a/../b", ".hidden", "a/.b", "", "a\n", "a b"])

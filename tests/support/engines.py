@@ -104,11 +104,11 @@ class WatchedEngine(Engine):
 
 @asynccontextmanager
 async def running(
-    family: Family, *, standard: str = "full", workers: int = 1, **limits: Any
+    family: Family, *, standard: str = "full", eco: str = "nano", workers: int = 1, **limits: Any
 ) -> AsyncIterator[tuple[WatchedEngine, RecordingUsage]]:
     """An engine and what it reports; closed at the end."""
     usage = RecordingUsage()
-    engine = WatchedEngine(family, EngineLimits(**limits), dial(standard), usage, workers)
+    engine = WatchedEngine(family, EngineLimits(**limits), dial(standard, eco), usage, workers)
     try:
         yield engine, usage
     finally:

@@ -7,32 +7,43 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from models.manifest import Cascade, CostModel, Evidence, Manifest, OperatingPoint, TargetCpu, Variant
 from models.store import Store, Version, file_ref
 
+Table = NDArray[np.float32]
 LABELS = ("card", "refund", "parcel")
 WORDS = ("[PAD]", "[UNK]", *LABELS, "please", "my", "where", "poison", *(f"w{i}" for i in range(50)))
 MAX_TOKENS = 64
 CHEAPER = {"full": 2.0, "lite": 1.0, "nano": 0.5}
 ACCURACY = {"full": 0.97, "lite": 0.95, "nano": 0.90}
 CASCADE = "full-nano"
+NUMBERS = {"card": 1.0, "refund": -2.0, "parcel": 400.0}
+"""What each word adds to the answer of a regression."""
 
 
 def publish_tiny_family(
-    store: Store, family: str = "tiny", scale: float = 1.0, pair: bool = False, threshold: float | None = None
+    store: Store,
+    family: str = "tiny",
+    scale: float = 1.0,
+    pair: bool = False,
+    threshold: float | None = None,
+    regression: bool = False,
 ) -> Version:
     """Publish a version. `lite` and `nano` score half and a quarter of what `full` does, so that one can tell which
     answered; `scale` tells versions apart. The word `poison` gives not-a-number. With a `threshold`, the second point
-    is a cascade that asks `nano` and, where its largest probability is below that, `full`."""
+    is a cascade that asks `nano` and, where its largest probability is below that, `full`. A `regression` adds up
+    `NUMBERS` instead."""
+    columns = _one_column() if regression else _a_column_each()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_tokenizer(folder / "tokenizer.json")
         variants, points = [], []
         for rank, variant in enumerate(CHEAPER):
-            _write_graph(folder / f"{variant}.onnx", scale / 2**rank)
+            _write_graph(folder / f"{variant}.onnx", columns * (scale / 2**rank))
             variants.append(_variant(folder, variant))
             points.append(_point(variant))
         if threshold is not None:
@@ -40,8 +51,9 @@ def publish_tiny_family(
         manifest = Manifest(
             family=family,
             created_utc="2026-01-01T00:00:00Z",
+            task="text-regression" if regression else "text-classification",
             pair=pair,
-            labels=LABELS,
+            labels=("score",) if regression else LABELS,
             max_tokens=MAX_TOKENS,
             tokenizer=file_ref(folder, "tokenizer.json"),
             variants=tuple(variants),
@@ -61,10 +73,21 @@ def _write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def _write_graph(path: Path, scale: float) -> None:
+def _a_column_each() -> Table:
     table = np.zeros((len(WORDS), len(LABELS)), dtype=np.float32)
     for column, label in enumerate(LABELS):
-        table[WORDS.index(label), column] = scale
+        table[WORDS.index(label), column] = 1
+    return table
+
+
+def _one_column() -> Table:
+    table = np.zeros((len(WORDS), 1), dtype=np.float32)
+    for word, number in NUMBERS.items():
+        table[WORDS.index(word)] = number
+    return table
+
+
+def _write_graph(path: Path, table: Table) -> None:
     table[WORDS.index("poison")] = np.nan
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
@@ -78,7 +101,7 @@ def _write_graph(path: Path, scale: float) -> None:
         nodes,
         "tiny",
         [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in ("input_ids", "attention_mask")],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", len(LABELS)])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", table.shape[1]])],
         [
             numpy_helper.from_array(table, "table"),
             numpy_helper.from_array(np.array([2], dtype=np.int64), "last"),
