@@ -19,6 +19,15 @@ DEFAULT_PATH = Path(__file__).with_name("coefficients.yaml")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_EMBODIED_UNITS = {
+    "base_kg": "kgCO2e",
+    "processor_kg": "kgCO2e",
+    "memory_kg_per_gib": "kgCO2e/GiB",
+    "lifespan_years": "years",
+    "relative_uncertainty": "ratio",
+}
+
+
 class CoefficientError(ValueError):
     """The coefficient table is wrong; the message names the field and the remedy."""
 
@@ -67,6 +76,10 @@ class Coefficients:
     memory_watts_per_gib: float
     uncertainty: Mapping[str, float]
     """Half width of the error band as a share of the figure, by what was done to get it; see the table."""
+    embodied: Mapping[str, float]
+    """What manufacturing a server emits: base_kg, processor_kg, memory_kg_per_gib, lifespan_years,
+    relative_uncertainty."""
+    embodied_source: str
     default: CpuCoefficients
     rows: tuple[_Row, ...]
     sources: Mapping[str, str]
@@ -97,12 +110,17 @@ def load_coefficients(path: Path = DEFAULT_PATH) -> Coefficients:
             uncertainty={
                 key: _number(entry, f"uncertainty.{key}", "ratio") for key, entry in tree["uncertainty"].items()
             },
+            embodied={
+                key: _number(entry, f"embodied.{key}", _EMBODIED_UNITS[key], below=1e6)
+                for key, entry in tree["embodied"].items()
+            },
+            embodied_source=tree["embodied"]["base_kg"]["source"],
             default=_cpu(tree["default"]),
             rows=rows,
             sources=sources,
         )
         named = [tree["memory"]["watts_per_gib"]["source"]]
-        named += [entry["source"] for entry in tree["uncertainty"].values()]
+        named += [entry["source"] for part in ("uncertainty", "embodied") for entry in tree[part].values()]
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise CoefficientError(f"{path}: not a coefficient table ({error!r}); restore it") from None
     named += [row.coefficients.source for row in rows] + [table.default.source]
@@ -131,10 +149,10 @@ def _cpu(row: Mapping[str, Any]) -> CpuCoefficients:
     return CpuCoefficients(name, low, high, str(row["source"]))
 
 
-def _number(entry: Mapping[str, Any], field: str, unit: str) -> float:
+def _number(entry: Mapping[str, Any], field: str, unit: str, below: float = 1000) -> float:
     if entry["unit"] != unit:
         raise CoefficientError(f"{field}.unit: {entry['unit']!r}; give it in {unit}")
     value = float(entry["value"])
-    if not 0 < value < 1000:
+    if not 0 < value < below:
         raise CoefficientError(f"{field}.value: {value}; give a number above 0")
     return value

@@ -16,6 +16,7 @@ from server.addresses import joined
 from server.config import LoadedSettings, SettingsError, load
 from server.logs import set_up_logging
 from server.replay.errors import ReplayError
+from server.report.errors import ReportError
 from server.shaping.audit import Entry
 from server.start_error import StartError
 
@@ -139,6 +140,34 @@ def conserve(
     raise typer.Exit(print_conservation(console, f"http://{joined(server.host, server.metrics_port)}", since))
 
 
+@app.command("report")
+def make_report(
+    begin: Annotated[str, typer.Option("--from", help="First hour: a date or time, UTC.")],
+    end: Annotated[str, typer.Option("--to", help="The hour that it ends before: a date or time, UTC.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html, report.md and report.json.")] = Path("var/report"),
+    hours: Annotated[
+        Path | None, typer.Option(help="Folder of hourly totals; by default that of the run folder.")
+    ] = None,
+    prometheus: Annotated[str | None, typer.Option(help="URL of a Prometheus that scrapes /metrics, instead.")] = None,
+    tariff: Annotated[float, typer.Option(min=0, help="Price of a kWh.")] = 0.30,
+    currency: Annotated[str, typer.Option(help="Of the tariff.")] = "EUR",
+    embodied_kg: Annotated[float | None, typer.Option(min=0, help="kgCO2e of the server's manufacture.")] = None,
+    lifespan_years: Annotated[float | None, typer.Option(min=0.1, help="Years that the server is used.")] = None,
+    resource_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the server reserved for this.")] = 1.0,
+    config: ConfigOption = None,
+    assign: SetOption = [],  # noqa: B006
+) -> None:
+    """SCI score and return on investment of a period: HTML with plots, Markdown and JSON."""
+    from server.report import command
+
+    folder = hours or _settings(config, assign).settings.server.run_dir / "hours"
+    inputs = command.Inputs(tariff, currency, embodied_kg, lifespan_years, resource_share)
+    found = command.run(folder, prometheus, begin, end, inputs, out)
+    for figure in (*found.energy[-2:], *found.requests[-2:], *found.sci[-1:]):
+        console.print(f"{figure.name}: {figure.value:.4g} {figure.unit} ({figure.source})", soft_wrap=True)
+    console.print(f"written: {', '.join(str(out / name) for name in command.NAMES)}", soft_wrap=True)
+
+
 @app.command()
 def calibrate(
     watts: Annotated[
@@ -251,7 +280,7 @@ def main() -> None:
         for problem in error.problems:
             errors.print(f"error: {problem}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except (StoreError, StartError, ReplayError, CalibrationError) as error:
+    except (StoreError, StartError, ReplayError, ReportError, CalibrationError) as error:
         errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 

@@ -16,6 +16,7 @@ from prometheus_client.samples import Exemplar as ShownExemplar
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 from energy.ledger import ENERGY_BOUNDS_JOULES, OVERHEAD, Account, Ledger
 from server.node.grid_state import REFUSALS, GridState
+from server.node.hours import Series, series
 from server.node.metric_table import COUNTER, GAUGE, METRICS
 from server.node.model_file import CompileCost
 from server.node.startup import StartUp
@@ -207,6 +208,17 @@ class NodeCollector(Collector):
         _add(families, "jouleserve_serving_processes", books.processes)
         _add(families, "jouleserve_power_usage_effectiveness_ratio", books.pue)
         _add(families, "jouleserve_build_info", 1, self._version)
+
+
+def counters_of(books: Books, version: str) -> dict[Series, float]:
+    """Every counter of the exposition, by the name that queries use."""
+    return {
+        series(sample.name, sample.labels): sample.value
+        for family in NodeCollector(books, version).collect()
+        if family.type == COUNTER
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
 
 
 def render(books: Books, accept: str, version: str) -> tuple[bytes, str]:

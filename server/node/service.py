@@ -12,21 +12,25 @@ import os
 import signal
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from energy.calibration import Calibration
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND
 from energy.idle import IdleModel
 from energy.ledger import Conservation, LedgerError
 from energy.meter import Meter
-from energy.procfs import TICK_NS, read_process_times
+from energy.procfs import TICK_NS, read_memory_gib, read_process_times
 from energy.sources import select_sources
 from energy.sources.estimated import EstimatedSource
 from server.node import state as node_state
 from server.node.figures import Figures
 from server.node.grid_state import GridFile
+from server.node.hour_keeper import HourKeeper
+from server.node.hours import FOLDER, HourFiles
 from server.node.http import JSON, HttpServer, Request, Response
-from server.node.metrics import Books, build_version, render
+from server.node.metrics import Books, build_version, counters_of, render
 from server.node.model_file import ModelFile
 from server.node.proctree import ServingTree
 from server.node.recent import RecentLaw
@@ -105,6 +109,15 @@ class NodeService:
         self._model = ModelFile(settings.run_dir)
         self._recent = RecentLaw()
         self._version = build_version()
+        self._memory_gib = round(read_memory_gib(settings.proc_root), 1)
+        self._hours = HourKeeper(
+            state.hours,
+            HourFiles(settings.state_file.parent / FOLDER),
+            lambda: counters_of(self._books(), self._version),
+            self._describe,
+            partial(node_state.write_atomic, durable=False),
+        )
+        self._hours.flush()
         self._busy_ns = self._offered_ns = 0
         self._dirty = True
         self._orphaned_ticks = 0
@@ -144,6 +157,7 @@ class NodeService:
         self._complete_tick()
         self._settlement.close(self._grams)
         self._dirty = True
+        self._hours.show()
         self._persist(durable=True)
         self._replicas.close()
         self._tree.close()
@@ -195,6 +209,15 @@ class NodeService:
             self._settlement.tick(tick, self._replicas.answered, self._grams)
             self._recent.mark(self._loop.time(), self._state.ledger.conservation(self._settlement.pending_uj))
             self._dirty = True
+            self._pass_time(tick.offered_cpu_ns / self._clock.cpus / NANOSECONDS_PER_SECOND)
+
+    def _pass_time(self, seconds: float) -> None:
+        """Let the hour go on; a closed one is on disk in the state before it is in its file."""
+        grid = self._grid.state()
+        kind = "" if grid is None else grid.kind
+        if self._hours.pass_time(time.time(), seconds, self._grid.grams_per_kwh(), kind):
+            self._persist(durable=True)
+            self._hours.flush()
 
     def _read_machine(self) -> MachineTick:
         meters = self._meter.tick()
@@ -252,12 +275,30 @@ class NodeService:
             idle_watts=self._idle.to_json(),
             meter_cpu_seconds=self._meter_cpu_seconds(),
             pending_uj=self._settlement.pending_by_domain(),
+            hours=self._hours.book,
         )
         try:
             node_state.write_atomic(self._settings.state_file, kept.encode(), durable=durable)
             self._dirty = False
         except OSError as error:
             log.error("%s: totals cannot be persisted: %s", self._settings.state_file, error)
+
+    def _describe(self) -> dict[str, Any]:
+        """What a report has to know of an hour beside its counters."""
+        grid = self._grid.state()
+        sources = self._meter.sources
+        return {
+            "release": self._version,
+            "pue": self._settings.pue,
+            "sources": self._source_names,
+            "uncertainty": {source.name: source.relative_uncertainty for source in sources},
+            "dynamic_uncertainty": {source.name: source.dynamic_uncertainty for source in sources},
+            "zone": "" if grid is None else grid.zone,
+            "provider": "" if grid is None else grid.provider,
+            "cpus": self._clock.cpus,
+            "memory_gib": self._memory_gib,
+            "compiled": [asdict(cost) for cost in self._model.costs()],
+        }
 
     def _books(self) -> Books:
         gauges = dict.fromkeys(GAUGES, 0.0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from energy.ledger import Ledger, LedgerError
+from server.node.hours import HourBook
 from server.node.totals import ServingTotals, TotalsError
 from server.node.wire import Snapshot, WireError, decode_snapshot, encode_snapshot
 
@@ -33,6 +34,7 @@ class NodeState:
     idle_watts: Mapping[str, Any] = field(default_factory=dict)
     meter_cpu_seconds: float = 0.0
     """CPU time of earlier node processes."""
+    hours: HourBook = field(default_factory=HourBook)
     pending_uj: Mapping[str, int] = field(default_factory=dict)
     """By domain: in the ledger's metered energy already, and in a window that was open when this was written."""
 
@@ -46,6 +48,7 @@ class NodeState:
             "idle_watts": dict(self.idle_watts),
             "meter_cpu_seconds": self.meter_cpu_seconds,
             "pending_uj": dict(self.pending_uj),
+            "hours": self.hours.to_json(),
         }
         return json.dumps(tree, separators=(",", ":")).encode()
 
@@ -62,6 +65,7 @@ class NodeState:
                 settled={str(name): decode_snapshot(bytes.fromhex(snap)) for name, snap in tree["settled"].items()},
                 idle_watts=dict(tree["idle_watts"]),
                 meter_cpu_seconds=float(tree["meter_cpu_seconds"]),
+                hours=HourBook.from_json(tree["hours"]) if "hours" in tree else HourBook(),
                 pending_uj={str(label): _amount(uj) for label, uj in tree.get("pending_uj", {}).items()},
             )
         except (LedgerError, TotalsError, WireError) as error:

@@ -1,0 +1,66 @@
+"""Drives the hourly totals: closes hours by the clock, hands their lines to the files, keeps the open one readable."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from server.node.hours import Counters, HourBook, HourFiles, hour_of
+
+log = logging.getLogger(__name__)
+
+OPEN_EVERY_S = 60.0
+
+
+class HourKeeper:
+    """Owns the open hour. `counters` and `describe` are asked only when a line is made, once a minute."""
+
+    def __init__(
+        self,
+        book: HourBook,
+        files: HourFiles,
+        counters: Callable[[], Counters],
+        describe: Callable[[], Mapping[str, Any]],
+        write: Callable[[Path, bytes], None],
+    ) -> None:
+        """`write` replaces a file atomically."""
+        self.book = book
+        self._files = files
+        self._counters = counters
+        self._describe = describe
+        self._write = write
+        self._since_open_s = OPEN_EVERY_S
+
+    def pass_time(self, now_s: float, seconds: float, grams_per_kwh: float | None, kind: str) -> bool:
+        """Some time was metered; True if that closed an hour, which is to be persisted and then flushed."""
+        hour = hour_of(now_s)
+        closed = False
+        if not self.book.hour:
+            self.book.begin(hour, self._counters())
+        elif hour != self.book.hour:
+            self.book.roll(hour, self._counters(), self._describe())
+            closed = True
+        self.book.pass_time(seconds, grams_per_kwh, kind)
+        self._since_open_s += seconds
+        if closed or self._since_open_s >= OPEN_EVERY_S:
+            self.show()
+        return closed
+
+    def show(self) -> None:
+        """Write the open hour's line as it is now."""
+        self._since_open_s = 0.0
+        try:
+            self._files.write_open(self.book.line(self._counters(), self._describe()), self._write)
+        except OSError as error:
+            log.warning("%s: the open hour cannot be written: %s", self._files.folder, error)
+
+    def flush(self) -> None:
+        """Append closed hours to their file; what cannot be written is tried again with the next hour."""
+        try:
+            self._files.append(self.book.unwritten)
+        except OSError as error:
+            log.error("%s: an hour cannot be written: %s", self._files.folder, error)
+        else:
+            self.book.unwritten = []

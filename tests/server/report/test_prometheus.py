@@ -1,0 +1,120 @@
+"""The same hours out of a real Prometheus server, whose blocks are made from the counters' values."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.report.command import Inputs, run
+from server.report.errors import ReportError
+from server.report.rows import hour_at
+from tests.server.report.hourly import counters, line, write_hours
+
+KWH = 3.6e6
+STEP_S = 60
+HOURS = ((10, KWH, 100.0), (11, 3 * KWH, 300.0))
+PATIENCE_S = 30.0
+GAUGES = (
+    ("jouleserve_power_usage_effectiveness_ratio", {}, 1.5),
+    ("jouleserve_energy_relative_uncertainty_ratio", {"source": "rapl"}, 0.05),
+    ("jouleserve_dynamic_relative_uncertainty_ratio", {"source": "rapl"}, 0.04),
+    ("jouleserve_compile_joules", {"model": "intents", "variant": "lite"}, 7200.0),
+)
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None or shutil.which("promtool") is None,
+    reason="prometheus is not on PATH (Debian package prometheus)",
+)
+
+
+def exposition() -> str:
+    """Counters that grow evenly over each hour, scraped once a minute, from the hour before to the end."""
+    start = int(datetime.fromisoformat("2026-11-28T10:00:00+00:00").timestamp())
+    seen: dict[str, list[str]] = {}
+
+    def put(name: str, labels: dict[str, str], value: float, time_s: int) -> None:
+        inner = ",".join(f'{key}="{word}"' for key, word in {**labels, "job": "node", "instance": "a:9400"}.items())
+        seen.setdefault(name, []).append(f"{name}{{{inner}}} {value} {time_s}")
+
+    before = {(name, tuple(labels.items())): 0.0 for name, labels, _ in counters(1.0, 1.0)}
+    for number, (_, joules, grams) in enumerate(HOURS):
+        grown = {(name, tuple(labels.items())): value for name, labels, value in counters(joules, grams)}
+        for second in range(0, 3600 + (STEP_S if number == len(HOURS) - 1 else 0), STEP_S):
+            time_s = start + number * 3600 + second
+            for key, value in grown.items():
+                put(key[0], dict(key[1]), before[key] + value * second / 3600, time_s)
+            for name, labels, value in GAUGES:
+                put(name, labels, value, time_s)
+            zone = {"zone": "DE", "provider": "replay", "kind": "live"}
+            put("jouleserve_grid_intensity_grams_per_kwh", zone, grams, time_s)
+        before = {key: before[key] + value for key, value in grown.items()}
+    out = []
+    for name, samples in seen.items():
+        family, kind = (name.removesuffix("_total"), "counter") if name.endswith("_total") else (name, "gauge")
+        by_series = sorted(samples, key=lambda text: text.rpartition("}")[0])
+        out += [f"# TYPE {family} {kind}", *by_series]
+    return "\n".join([*out, "# EOF", ""])
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("prometheus")
+    (folder / "metrics.txt").write_text(exposition())
+    data = folder / "data"
+    blocks = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(folder / "metrics.txt"), str(data)]
+    subprocess.run(blocks, check=True, capture_output=True, timeout=PATIENCE_S)
+    (folder / "prometheus.yml").write_text("scrape_configs: []\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={data}"]
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=20y", "--log.level=error"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                if httpx.get(f"{url}/-/ready", timeout=1).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            assert server.poll() is None, "prometheus ended"
+            assert time.monotonic() < deadline, "prometheus did not come up"
+            time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(PATIENCE_S)
+
+
+def test_prometheus_gives_the_report_that_the_hourly_totals_give(prometheus: str, tmp_path: Path) -> None:
+    folder = write_hours(tmp_path / "hours", *(line(n, hour, j, g) for n, (hour, j, g) in enumerate(HOURS)))
+    inputs = Inputs(0.5, "EUR", embodied_kg=1200.0)
+    period = ("2026-11-28T10:00", "2026-11-28T12:00")
+    ours = run(folder, None, *period, inputs, tmp_path / "ours")
+    theirs = run(folder, prometheus, *period, inputs, tmp_path / "theirs")
+    for part in ("energy", "requests", "carbon", "sci", "returns"):
+        found = {(one.name, one.unit): one.value for one in getattr(theirs, part)}
+        for figure in getattr(ours, part):
+            # increase() extrapolates to the ends of the hour.
+            wanted = pytest.approx(figure.value, rel=0.04, abs=1e-6)
+            assert found[figure.name, figure.unit] == wanted, figure.name
+
+
+def test_a_period_that_prometheus_knows_nothing_of_is_said(prometheus: str, tmp_path: Path) -> None:
+    inputs = Inputs(0.5, "EUR")
+    with pytest.raises(ReportError, match="no jouleserve figures"):
+        run(tmp_path, prometheus, "2025-01-01", "2025-01-02", inputs, tmp_path / "out")
+    with pytest.raises(ReportError, match="give one hour to"):
+        run(tmp_path, prometheus, "2020-01-01", "2026-01-02", inputs, tmp_path / "out")
+    with pytest.raises(ReportError, match="check the URL"):
+        run(tmp_path, "http://127.0.0.1:9", hour_at("2025-01-01"), "2025-01-02", inputs, tmp_path / "out")
