@@ -14,7 +14,9 @@ JOULES_PER_KWH = 3_600_000.0
 MILLIGRAMS = 1000.0
 ANSWERED = frozenset({"ok", "cached"})
 OVERLAPPING = frozenset({"psys", "core", "uncore"})
-REASONS = ("batching", "cache", "fallback", "quantized")
+REASONS = ("batching", "cache", "fallback", "quantized", "spike")
+SMALLER = ("fallback", "spike")
+"""Reasons for which a cheaper point answered in place of full quality."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ def _returns(period: Period, energy: _Energy, assumed: Assumptions) -> tuple[Fig
             low, high = sorted((timing * (1 - band), timing * (1 + band)))
             words = "of that by timing: fallback in hours dirtier than the period's mean, less those cleaner"
             figures.append(Figure(words, timing, "gCO2e", f"{source} x (hour's - mean intensity)", low, high))
-    return (*figures, *_payback(period, energy, avoided["fallback"][0], kwh))
+    return (*figures, *_payback(period, energy, sum(avoided[reason][0] for reason in SMALLER), kwh))
 
 
 def _avoided(period: Period, reason: str) -> tuple[float, float | None, float | None]:
@@ -241,7 +243,7 @@ def _payback(period: Period, energy: _Energy, fallback_kwh: float, kwh: float) -
             "compiling the variants, once", joules / JOULES_PER_KWH, "kWh",
             f"compile_joules of the manifest ({source or 'unknown'})", energy.dynamic_band,
         ),
-        Figure("the service, always at full quality", kwh + fallback_kwh, "kWh", "service + saved by fallback"),
+        Figure("the service, always at full quality", kwh + fallback_kwh, "kWh", "service + saved by fallback, spike"),
     ]  # fmt: skip
     saved = fallback_kwh * JOULES_PER_KWH
     if saved > 0 and energy.answered > 0:
