@@ -24,7 +24,8 @@ class QuantizeSpec(Strict):
     calibration_texts: int = Field(default=192, ge=16, le=65536)
     """Training texts on which ranges are found (by `static`, and where activations are smoothed)."""
     min_agreement: Share = 0.99
-    """Share of texts on which the file must choose the fp32 graph's label, in served batches."""
+    """Share of texts on which the file must choose the fp32 graph's label, in served batches; with real labels: answer
+    within a twentieth of the standard deviation of that graph's answers."""
     target_agreement: Share = 0.994
     """Remedies go on until validation texts agree this well, so that unseen texts keep `min_agreement`."""
     max_fp32_matmuls: int = Field(default=6, ge=0)

@@ -71,6 +71,7 @@ class ConsoleData:
             "node": socket.gethostname(),
             "family": manifest.family,
             "version": family.version,
+            "accuracy_name": manifest.accuracy_name,
             "points": [point.model_dump(exclude_none=True) for point in manifest.points],
             "energy_source": manifest.variant(manifest.points[0].variant).evidence.energy_source,
             "dial": self._engine.dial.to_dict(),

@@ -100,7 +100,7 @@ function paintFront({ data }) {
   const x = (value) => left + (value / most) * (right - left);
   const y = (value) => low - ((value - bottom + 3 * pad) / (top - bottom + 4 * pad)) * (low - high);
   svg.append(s("path", { class: "axis", d: `M${left} ${high}V${low}H${right}` }), s("text", { x: right, y: height - 8, "text-anchor": "end" }, unit),
-    s("text", { x: left + 6, y: high + 8 }, "accuracy, of the teacher’s"));
+    s("text", { x: left + 6, y: high + 8 }, `${data.accuracy_name}, of the teacher’s`));
   for (const share of [bottom, top]) svg.append(s("text", { x: left - 6, y: y(share) + 4, "text-anchor": "end" }, percent(share)));
   for (const value of steps(most)) svg.append(s("path", { class: "axis", d: `M${x(value)} ${low}v4` }), s("text", { x: x(value), y: low + 17, "text-anchor": "middle" }, digits(value)));
   svg.append(s("path", { class: "floor", d: `M${left} ${y(floor)}H${right}` }), s("text", { x: right, y: y(floor) - 5, "text-anchor": "end" }, `${width > 520 ? "floor of standard requests" : "floor"} ${percent(floor)}`));
