@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DATA ?= data
 DEMO_EXTRAS := compile,loadtest
 DEV_EXTRAS := compile,loadtest,grpc,otel,redis,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench bench-peers bench-policies runtimes peers chaos soak fuzz protos lock clean
+.PHONY: demo test check bench bench-peers bench-compile bench-policies runtimes peers chaos soak fuzz protos lock clean
 
 demo: $(VENV)/.ready-demo  ## compile the demo family, serve it, send load through a replayed grid day, show the joules
 	@$(BIN)/python -m loadtest.demo
@@ -19,6 +20,10 @@ check: $(VENV)/.ready-dev  ## style, types and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# DATA=folder that holds text/SET/*.parquet; QUICK=1: one family on a part of one set; STUDY='--set sst2', …
+bench-compile: $(VENV)/.ready-demo  ## the recipes and the published pipeline beside ours; hours, and it goes on after a kill
+	@$(BIN)/python -m compile.study $(if $(QUICK),--quick) $(STUDY) $(or $(JOULESERVE_TEST_DATA),$(DATA))
 
 BENCH_EXTRAS := compile,loadtest,grpc
 bench: $(VENV)/.ready-bench  ## what our server adds to raw ONNX Runtime, in one interleaved run
@@ -37,7 +42,6 @@ $(PEERS)/.ready: loadtest/peers/requirements.lock
 	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@
 
-DATA ?= data
 bench-policies: $(VENV)/.ready-demo  ## the shaping policies on recorded grids; DATA=folder that holds carbon/
 	@$(BIN)/python -m server.replay.study $(DATA) $(POLICIES)
 

@@ -12,19 +12,17 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from compile.data.dataset import Split
 from compile.errors import CompileError, InputError
+from compile.live import watched
 from compile.pipeline import Result, compile_recipe, report_path
-from compile.progress import Forecast, Work
 from compile.recipe import load_recipe
 from compile.report import PAGE, figures, main_table, write_report
 from models.manifest import Manifest
@@ -33,52 +31,6 @@ from models.store import Store, StoreError, write_atomic
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compile models for JouleServe.")
 StoreOption = Annotated[Path, typer.Option("--store", envvar="JOULESERVE_STORE", help="Folder of published families.")]
 WorkOption = Annotated[Path, typer.Option("--work", envvar="JOULESERVE_WORK", help="Folder of cached passes.")]
-
-
-class _Live:
-    """Progress on a terminal, with the time left; one line a finished pass everywhere else."""
-
-    def __init__(self, console: Console, progress: Progress) -> None:
-        self._console, self._progress = console, progress
-        self._forecast = Forecast(time.monotonic)
-        self._whole = progress.add_task("whole run", total=1.0, note="")
-        self._task: TaskID | None = None
-
-    def planned(self, works: Sequence[Work], past: Mapping[Work, float]) -> None:
-        self._forecast.planned(works, past)
-        self._progress.update(self._whole, total=len(works))
-
-    def started(self, label: str, pass_name: str) -> None:
-        self._forecast.started((label, pass_name))
-        self._task = self._progress.add_task(f"{label}: {pass_name}", total=1.0, note="")
-        self._tell()
-
-    def moved(self, share: float, note: str) -> None:
-        self._forecast.moved(share)
-        if self._task is not None:
-            self._progress.update(self._task, completed=share, note=note)
-        self._tell()
-
-    def finished(self, label: str, pass_name: str, seconds: float, cached: bool) -> None:
-        self._forecast.finished(seconds, cached)
-        self._close()
-        cost = "from the cache" if cached else f"{seconds:.1f} s"
-        self._console.print(f"  {label:<14} {pass_name:<12} {cost}", highlight=False)
-
-    def dropped(self, label: str, reason: str) -> None:
-        self._forecast.dropped(label)
-        self._close()
-        self._console.print(f"  {label:<14} left out: {reason}", style="yellow", soft_wrap=True, markup=False)
-
-    def _close(self) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
-        self._tell()
-
-    def _tell(self) -> None:
-        note = f"pass {self._forecast.number} of {self._forecast.count}, {self._forecast.words()}"
-        self._progress.update(self._whole, completed=self._forecast.number, note=note)
 
 
 @app.command()
@@ -97,9 +49,8 @@ def run(
     loaded = load_recipe(recipe, {name: value for name, value in given.items() if value is not None})
     origin = loaded.base if isinstance(loaded.base, str) else f"scratch:{loaded.base.scratch}"
     console.print(f"compiling {loaded.family} (data {escape(loaded.data.source)}, base {escape(origin)})")
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        result = compile_recipe(loaded, Store(store), work, _Live(console, progress))
+    with watched(console) as reporter:
+        result = compile_recipe(loaded, Store(store), work, reporter)
     _conclude(console, result, store, time.monotonic() - began)
 
 

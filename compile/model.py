@@ -75,7 +75,7 @@ class Classifier(nn.Module):
 
     def keep_layers(self, kept: Sequence[int]) -> None:
         """Drop every layer that is not in `kept` (rising indices)."""
-        if self.family.position_bias is not None and kept[0] != 0 and not self.is_cut:
+        if self.family.position_bias is not None and kept and kept[0] != 0 and not self.is_cut:
             self._move_position_bias(self.family.position_bias, self.layers[kept[0]])
         parent, _, name = self.family.layers.rpartition(".")
         layers = nn.ModuleList(self.layers[i] for i in kept)

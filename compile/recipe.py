@@ -39,6 +39,9 @@ class DataSpec(Strict):
     """What the column `label` holds: the number or name of a class, or a real number."""
     max_train_rows: int | None = Field(default=None, ge=1)
     """Train on a seeded random subset of at most this many rows."""
+    max_judged_rows: int | None = Field(default=None, ge=16)
+    """Choose (validation) and judge (test) on seeded random subsets of at most this many rows each; the bounds widen
+    accordingly."""
     validation_share: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the training rows carved out for validation where the data set brings none."""
 
@@ -85,12 +88,12 @@ class VariantSpec(Strict):
                 continue
             wanted, keep = step.drop_layers.layers, step.drop_layers.keep
             place, remedy = field if self._short else f"{field}.passes.{at}.drop_layers", "keep layers that there are"
-            if wanted is not None and wanted[-1] >= have:
+            if wanted and wanted[-1] >= have:
                 problem = f"layer {wanted[-1]} does not exist, there are layers 0 to {have - 1}"
                 raise RecipeError(f"{place}.layers", problem, remedy)
             if keep is not None and keep > have:
                 raise RecipeError(f"{place}.keep", f"{keep} of {have} layers cannot be kept", remedy)
-            have = len(wanted) if wanted is not None else keep or have
+            have = len(wanted) if wanted is not None else have if keep is None else keep
         return have
 
     @property

@@ -22,6 +22,7 @@ from torch.nn import functional
 from compile.data.dataset import Labels
 from compile.measure.scores import r2
 from compile.passes.base import Context, Gate
+from compile.specs.base import Precision
 from compile.text import Encoded, feed
 
 _BUCKET_BATCHES = 16
@@ -42,6 +43,7 @@ class Schedule:
     weight_decay: float
     warmup_share: float
     seed: int
+    precision: Precision = "float32"
 
 
 def label_loss(logits: Tensor, truth: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -115,7 +117,9 @@ def train(
             step = epoch * steps_an_epoch + at
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * _share(step, total, schedule.warmup_share)
-            value = loss(model(**to_tensors(encoded, rows, pad)), rows)
+            with torch.autocast("cpu", torch.bfloat16, enabled=schedule.precision == "bfloat16"):
+                made = model(**to_tensors(encoded, rows, pad))
+            value = loss((made[0].float(), made[1].float()), rows)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

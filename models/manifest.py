@@ -104,7 +104,7 @@ class Variant(_Frozen):
 
     name: str = Field(pattern=NAME_PATTERN)
     precision: Literal["fp32", "fp16", "int8", "int4"]
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=0, description="0: a text is the mean of its embeddings")
     graph_form: str = Field(description="the exported form that measured cheapest, e.g. 'dynamo' or 'mha'")
     model: FileRef
     cost: CostModel

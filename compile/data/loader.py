@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,20 @@ def load_dataset(spec: DataSpec, seed: int) -> Dataset:
         path = Path(spec.source)
         local = path.exists() or path.suffix.lower() in (".csv", ".parquet") or spec.source.startswith((".", "/", "~"))
         dataset = _complete(spec, _local(path) if local else _hub(spec.source), seed)
-    if spec.max_train_rows is not None:
-        used = subset(dataset.train, spec.max_train_rows, seed)
-        note = f"train: {len(used)} of {len(dataset.train)} rows, seed {seed}"
-        notes = (*dataset.notes, note)
-        dataset = Dataset(dataset.name, dataset.labels, used, dataset.validation, dataset.test, notes)
+    for split, rows in zip(SPLITS, (spec.max_train_rows, spec.max_judged_rows, spec.max_judged_rows), strict=True):
+        dataset = _shortened(dataset, split, rows, seed)
     _check(dataset)
     return dataset
+
+
+def _shortened(dataset: Dataset, split: str, rows: int | None, seed: int) -> Dataset:
+    """The data set with at most `rows` random rows in one split, and a note of it."""
+    whole: Split = getattr(dataset, split)
+    if rows is None or rows >= len(whole):
+        return dataset
+    note = f"{split}: {rows} of {len(whole)} rows, seed {seed}"
+    used = {split: subset(whole, rows, seed), "notes": (*dataset.notes, note)}
+    return replace(dataset, **used)  # type: ignore[arg-type]
 
 
 def builtin(seed: int, test_rows: int = SupportSettings.test_rows) -> Dataset:

@@ -60,6 +60,8 @@ class Distil(Pass):
                 "hidden_weight, relation_weight: the teacher itself is needed, not its answers alone"
             )
         have = [int(inputs[role].meta["layers"]) for role in ("student", "teacher")]
+        if have[0] == 0:
+            raise RequirementFailed("hidden_weight, relation_weight: the student has no layers. Remedy: set both to 0")
         for pair in self.layer_map(*have):
             for at, layer in enumerate(pair):
                 if layer >= have[at]:
@@ -95,7 +97,14 @@ class Distil(Pass):
             return summed if inner is None else summed + inner(rows)
 
         schedule = Schedule(
-            spec.epochs, spec.batch_rows, spec.learning_rate, 1.0, spec.weight_decay, spec.warmup_share, self.seed
+            spec.epochs,
+            spec.batch_rows,
+            spec.learning_rate,
+            1.0,
+            spec.weight_decay,
+            spec.warmup_share,
+            self.seed,
+            spec.precision,
         )
         losses = train(
             model, model.head, context.train, context.pad, loss, schedule, out, context.progress, context.note_spent

@@ -42,7 +42,7 @@ class DropLayers(Pass):
     def requires(self, inputs: Inputs, context: Context) -> None:
         """Every kept layer must exist in the teacher."""
         have, spec = int(inputs["teacher"].meta["layers"]), self.spec
-        if spec.layers is not None and spec.layers[-1] >= have:
+        if spec.layers and spec.layers[-1] >= have:
             raise RequirementFailed(
                 f"layers: {list(spec.layers)} asks for layer {spec.layers[-1]}, the base has {have}"
             )
@@ -54,7 +54,7 @@ class DropLayers(Pass):
         torch.set_num_threads(context.threads)
         model = load(inputs["teacher"].path)
         tried: list[Candidate] = []
-        kept = self.spec.layers
+        kept = () if self.spec.keep == 0 else self.spec.layers
         if kept is None:
             tried = self._try(model, context)
             kept = min(tried, key=lambda one: one.divergence).layers

@@ -54,6 +54,7 @@ class Finetune(Pass):
             spec.weight_decay,
             spec.warmup_share,
             self.seed,
+            spec.precision,
         )
         losses = train(
             model, model.head, context.train, context.pad, loss, schedule, out, context.progress, context.note_spent

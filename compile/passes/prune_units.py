@@ -48,7 +48,9 @@ class PruneUnits(Pass):
         return {**self.spec.model_dump(), "seed": self.seed}
 
     def requires(self, inputs: Inputs, context: Context) -> None:
-        """A share of the cost needs measured costs."""
+        """There must be layers to cut, and a share of the cost needs measured costs."""
+        if inputs["model"].meta.get("layers") == 0:
+            raise RequirementFailed("prune_units: the model has no layers. Remedy: take the pass out")
         if self.spec.cost_share is not None and "widths" not in inputs:
             raise RequirementFailed("prune_units.cost_share: no table of widths was measured; run time_widths before")
 

@@ -78,7 +78,14 @@ class Qat(Pass):
         ids = tuple(context.train.ids[row] for row in taken)
         texts = Encoded(ids, None if types is None else tuple(types[row] for row in taken))
         schedule = Schedule(
-            epochs, spec.batch_rows, spec.learning_rate, 1.0, spec.weight_decay, spec.warmup_share, self.seed
+            epochs,
+            spec.batch_rows,
+            spec.learning_rate,
+            1.0,
+            spec.weight_decay,
+            spec.warmup_share,
+            self.seed,
+            spec.precision,
         )
         return train(model, model.head, texts, context.pad, loss, schedule, out, context.progress, context.note_spent)
 

@@ -28,7 +28,7 @@ from compile.specs.quantize import QuantizeSpec
 from compile.training import quality
 
 SMOOTHED = "smoothed.onnx"
-_PRECISIONS = {"dynamic": "int8", "static": "int8", "weight_only_4bit": "int4", "fp16": "fp16"}
+_PRECISIONS = {"dynamic": "int8", "static": "int8", "weight_only_4bit": "int4", "fp16": "fp16", "none": "fp32"}
 _ROUNDS_ACTIVATIONS = ("dynamic", "static")
 _SENSITIVITY_TEXTS = 16
 _CALIBRATION_TOKENS = 4096
@@ -134,6 +134,9 @@ class Quantize(Pass):
                 return quantize_4bit(source, target, kept, spec.embeddings)
             case "fp16":
                 return to_fp16(source, target, kept)
+            case "none":
+                target.write_bytes(source.read_bytes())
+                return []
 
     def _remedies(self, source: Path, head: list[str], out: Path, context: Context) -> Iterator[_Way]:
         """Ever more careful ways."""
@@ -182,9 +185,10 @@ class Quantize(Pass):
         unit = context.answer_unit
         same = unit * (_SAME_HALF if meta["precision"] == "fp16" else _EXACT)
         agreed = f"{meta['precision']} agreement, validation"
+        least = int(self.spec.method != "none" and meta["layers"] > 0)
         return [
             Gate(agreed, meta["validation_agreement"], self.spec.min_agreement, detail=detail, field=_FIELD),
-            Gate("products in fewer bits", meta["quantized_products"], 1),
+            Gate("products in fewer bits", meta["quantized_products"], least),
             Gate("difference that smoothing makes in fp32", meta["smoothing_difference"], MAX_DIFFERENCE * unit, True),
             Gate("logits that are not finite", masked_row_infinities(out / FILE, context), 0, True),
             Gate("difference in a fresh process", fresh_process_difference(out / FILE, sample, out), same, True),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from compile.specs.base import Share, Strict
+from compile.specs.base import Precision, Share, Strict
 
 
 class DistilSpec(Strict):
@@ -38,6 +38,7 @@ class DistilSpec(Strict):
     vector is to every other's. Free of head counts: a student with fewer heads can be compared."""
     relation_heads: int = Field(default=12, ge=1, le=256)
     """Vectors are split into at most so many parts before tokens are compared (the most that divide both widths)."""
+    precision: Precision = "float32"
     freeze_embeddings: bool = True
 
     @field_validator("layer_map")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from compile.specs.base import Share, Strict
+from compile.specs.base import Precision, Share, Strict
 
 
 class FinetuneSpec(Strict):
@@ -20,6 +20,7 @@ class FinetuneSpec(Strict):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Ignored where labels are real numbers."""
+    precision: Precision = "float32"
     freeze_embeddings: bool = True
     """Word, position and type tables stay as they are: they hold half of the parameters and learn little."""
     freeze_layers: int = Field(default=0, ge=0)

@@ -16,8 +16,9 @@ class DropLayersSpec(Strict):
 
     layers: tuple[int, ...] | None = None
     """Indices of the layers that stay, rising from 0. Give either this or `keep`."""
-    keep: int | None = Field(default=None, ge=1)
-    """How many layers stay."""
+    keep: int | None = Field(default=None, ge=0)
+    """How many layers stay. With none a text is the mean of its embeddings: next to nothing to compute, and enough for
+    many easy texts, so a good first variant of a cascade (train its embeddings: `freeze_embeddings: false`)."""
     choose: Choice = "divergence"
     """How the `keep` layers are found. `top` drops the last layers; `alternate` keeps evenly spaced ones, the last
     among them; `greedy` drops one layer after another, each time the one that is missed least; `divergence` takes the
@@ -31,8 +32,8 @@ class DropLayersSpec(Strict):
     @field_validator("layers")
     @classmethod
     def _rising(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (not value or list(value) != sorted(set(value)) or value[0] < 0):
-            raise ValueError("give the kept layers as rising indices from 0, at least one")
+        if value is not None and (list(value) != sorted(set(value)) or min(value, default=0) < 0):
+            raise ValueError("give the kept layers as rising indices from 0")
         return value
 
     @model_validator(mode="after")

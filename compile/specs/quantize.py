@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from compile.specs.base import Share, Strict
+from compile.specs.base import Precision, Share, Strict
 
-Method = Literal["dynamic", "static", "weight_only_4bit", "fp16"]
+Method = Literal["dynamic", "static", "weight_only_4bit", "fp16", "none"]
 Calibration = Literal["minmax", "percentile"]
 
 
@@ -18,7 +18,8 @@ class QuantizeSpec(Strict):
     method: Method = "dynamic"
     """`dynamic`: int8 weights a column, activations rounded by each batch's own range. `static`: int8 with ranges fixed
     on training texts; no ranges to find at run time, but texts unlike those are cut off. `weight_only_4bit`: weights in
-    4 bits by blocks of 32, for size. `fp16`: half precision, for CUDA (a CPU only emulates it)."""
+    4 bits by blocks of 32, for size. `fp16`: half precision, for CUDA (a CPU only emulates it). `none`: the fp32 graph
+    as it is."""
     calibration: Calibration = "minmax"
     """How `static` finds a range: all of what was seen, or all but the farthest thousandth of a percent."""
     calibration_texts: int = Field(default=192, ge=16, le=65536)
@@ -46,3 +47,4 @@ class QatSpec(Strict):
     hard_weight: float = Field(default=0.2, ge=0)
     """Weight of the loss against the true labels, beside the teacher's softened answers (weight 1)."""
     freeze_embeddings: bool = True
+    precision: Precision = "float32"

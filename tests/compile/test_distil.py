@@ -229,3 +229,20 @@ def test_all_losses_together_leave_a_model_and_no_states_behind(school: School, 
 def test_a_layer_map_of_layers_that_are_not_there_is_refused(school: School, tmp_path: Path, pairs: Any) -> None:
     with pytest.raises(RequirementFailed, match=r"layer_map: .* has [23]"):
         school.teach(tmp_path, hidden_weight=1.0, layer_map=pairs)
+
+
+def test_training_in_half_the_bits_learns_as_well_and_leaves_float32_weights(school: School, tmp_path: Path) -> None:
+    whole, half = (
+        school.teach(tmp_path / precision, precision=precision, hidden_weight=0.5, relation_weight=0.5)
+        for precision in ("float32", "bfloat16")
+    )
+    assert half.meta["losses"][-1] < half.meta["losses"][0]
+    assert half.meta["losses"] != whole.meta["losses"]
+    assert half.meta["losses"] == pytest.approx(whole.meta["losses"], rel=0.1)
+    assert {parameter.dtype for parameter in load(half.path).parameters()} == {torch.float32}
+
+
+def test_a_student_without_layers_cannot_learn_hidden_states(school: School, tmp_path: Path) -> None:
+    bag = Artifact("drop_layers", "bag", "bag", school.student.path, {"layers": 0})
+    with pytest.raises(RequirementFailed, match="the student has no layers"):
+        Distil(DistilSpec(hidden_weight=1.0), 0).requires({"student": bag, "teacher": school.teacher}, school.context)

@@ -102,7 +102,7 @@ def test_a_set_of_layers_is_scored_once_however_many_ways_lead_to_it() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"layers": [0], "keep": 1}, {"layers": []}, {"layers": [1, 0]}, {"keep": 0}, {"keep": 2, "choose": "best"}],
+    [{}, {"layers": [0], "keep": 1}, {"layers": [1, 0]}, {"layers": [-1]}, {"keep": -1}, {"keep": 2, "choose": "best"}],
 )
 def test_a_spec_names_layers_or_a_number_of_them_and_nothing_else(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -167,6 +167,16 @@ def test_a_choice_that_is_named_is_taken(place: Place, tmp_path: Path) -> None:
 def test_named_layers_need_no_measuring(place: Place, tmp_path: Path) -> None:
     made = drop(place, tmp_path, layers=[1])
     assert (made.meta["kept"], made.meta["candidates"], made.meta["layers"]) == ([1], [], 1)
+
+
+@pytest.mark.parametrize("settings", [{"layers": []}, {"keep": 0}])
+def test_without_layers_a_text_is_the_mean_of_its_embeddings(
+    place: Place, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    from compile.model import load
+
+    made = drop(place, tmp_path, **settings)
+    assert (made.meta["kept"], made.meta["layers"], load(made.path).layer_count) == ([], 0, 0)
 
 
 @pytest.mark.parametrize("settings", [{"layers": [0, 3]}, {"keep": 4}])

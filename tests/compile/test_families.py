@@ -240,6 +240,16 @@ def test_a_model_cut_to_uneven_layers_is_exported(given: Given, form: str) -> No
     assert whole - macs(model, 10) == fewer
 
 
+@every_family(sorted(FAMILIES))
+@pytest.mark.parametrize("form", ["torchscript", "ragged"])
+def test_a_model_without_layers_is_exported(given: Given, form: str) -> None:
+    model, path = given.model(), given.folder / "graph.onnx"
+    model.keep_layers([])
+    export_form(model, form, False, 18, path)
+    assert largest_difference(model, path, given.context) <= 1e-4
+    assert masked_row_infinities(path, given.context) == 0
+
+
 @every_family()
 def test_every_product_but_the_head_becomes_int8(given: Given) -> None:
     model, family, context = given.model(), family_of(given.context.base.model_type), given.context

