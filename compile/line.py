@@ -92,18 +92,18 @@ class Line:
         """Compile every variant; raises CompileError if full quality cannot be had."""
         recipe = self.recipe
         self.runner.reporter.planned(plan(recipe), past_seconds(self.runner.cache))
-        tuned = Finetune(recipe.finetune, recipe.pooling, recipe.seed, recipe.max_tokens)
-        teacher = self._run("teacher", tuned, {"data": self.data, "base": self.base})
+        stages = self._teacher_stages()
+        teacher = stages[-1]
         probe = ProbeForms(
             recipe.export.forms, recipe.export.opset, self.cpu.reduce_range, recipe.measure.repeats, self.cpu.model
         )
         forms = self._run("teacher", probe, {"data": self.data, "teacher": teacher})
-        reference = Candidate(REFERENCE, lineage=[teacher, forms])
+        reference = Candidate(REFERENCE, lineage=[*stages, forms])
         reference.graph = self._export(reference, teacher, forms)
         reference.evaluation = self._evaluate(reference, reference.graph, {}, (recipe.quantize.min_agreement, 0.0))
         candidates, failures = [reference], dict[str, GateFailed | RequirementFailed]()
         for spec in recipe.variants:
-            candidate = Candidate(spec.name, lineage=[teacher])
+            candidate = Candidate(spec.name, lineage=list(stages))
             try:
                 self._compile(candidate, spec, teacher, forms, reference)
             except (GateFailed, RequirementFailed) as error:
@@ -121,6 +121,16 @@ class Line:
         outcome = Outcome(candidates, measured, forms.meta["cpu_seconds_per_1k"])
         outcome.calibrated = self._calibrate(outcome)
         return outcome
+
+    def _teacher_stages(self) -> list[Artifact]:
+        """The teacher after each stage of its training, the finished one last."""
+        recipe = self.recipe
+        made: list[Artifact] = []
+        for spec in recipe.finetune:
+            begin = {"model": made[-1]} if made else {"base": self.base}
+            stage = Finetune(spec, recipe.pooling, recipe.seed, recipe.max_tokens)
+            made.append(self._run("teacher", stage, {"data": self.data, **begin}))
+        return made
 
     def _calibrate(self, outcome: Outcome) -> Artifact | None:
         recipe = self.recipe
@@ -198,7 +208,8 @@ class Line:
 
 def plan(recipe: Recipe) -> list[Work]:
     """Every (label, pass name) that a run of the recipe does if no variant fails, in order."""
-    works = [("teacher", "finetune"), ("teacher", "probe_forms"), (REFERENCE, "export"), (REFERENCE, "evaluate")]
+    works = [("teacher", "finetune") for _ in recipe.finetune]
+    works += [("teacher", "probe_forms"), (REFERENCE, "export"), (REFERENCE, "evaluate")]
     for spec in recipe.variants:
         works += [work for wanted in _shared(spec) if (work := ("teacher", _SHARED[wanted])) not in works]
         made = [step.name for step in spec.model_steps]

@@ -136,7 +136,9 @@ class Recipe(Strict):
     threads: int = Field(default=2, ge=1, le=256)
     max_tokens: int = Field(default=128, ge=8, le=4096)
     """Texts are cut to so many tokens while training and measuring (the server may take longer ones)."""
-    finetune: FinetuneSpec = Field(default_factory=FinetuneSpec)
+    finetune: tuple[FinetuneSpec, ...] = Field(default=(FinetuneSpec(),), min_length=1)
+    """How the teacher is trained; several entries are stages, each going on from the one before (for instance with the
+    embeddings frozen first, then all weights at a low rate)."""
     export: ExportSpec = Field(default_factory=ExportSpec)
     quantize: QuantizeSpec = Field(default_factory=QuantizeSpec)
     measure: MeasureSpec = Field(default_factory=MeasureSpec)
@@ -147,6 +149,11 @@ class Recipe(Strict):
     def calibrates(self) -> bool:
         """Whether temperatures and cascades are looked for; one number has no confidence."""
         return self.calibrate.enabled and self.data.task == "classification"
+
+    @field_validator("finetune", mode="before")
+    @classmethod
+    def _one_stage(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
 
     @field_validator("data", mode="before")
     @classmethod
@@ -207,8 +214,10 @@ def _named(error: ValidationError, values: Mapping[str, Any]) -> RecipeError:
 
 
 def _as_written(location: tuple[int | str, ...], values: Mapping[str, Any]) -> tuple[int | str, ...]:
-    """Where the short form was used: `variants.1.layers`, not the step it stands for."""
+    """Where the short form was used: `variants.1.layers`, not the step it stands for; `finetune.epochs`, no stage."""
     match location:
+        case ("finetune", int(), *rest) if isinstance(values.get("finetune"), dict):
+            return ("finetune", *rest)
         case ("variants", int(at), "passes", int(), "drop_layers" | "distil" as step, *rest):
             if "passes" not in values["variants"][at]:
                 return ("variants", at, *((rest or ["layers"]) if step == "drop_layers" else [step, *rest]))

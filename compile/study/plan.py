@@ -7,7 +7,7 @@ result (`Cell.described`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ def cells(quick: bool = False) -> tuple[Cell, ...]:
     return tuple(Cell(family, dataset) for dataset in SETS for family in FAMILIES)
 
 
-def recipe_of(cell: Cell, data_folder: str, finetune: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def recipe_of(cell: Cell, data_folder: str, finetune: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """The cell's recipe as plain data; `data_folder` holds one folder a set.
 
     `finetune` replaces how the teacher is trained, where another recipe has a better teacher of the same set.
@@ -106,7 +106,7 @@ def recipe_of(cell: Cell, data_folder: str, finetune: Mapping[str, Any] | None =
         "max_tokens": size.max_tokens,
         # A small model's steps are too short to be shared between threads.
         "threads": 2 if cell.pretrained else 1,
-        "finetune": dict(finetune or {**shared, "epochs": size.epochs, "learning_rate": rate, "dropout": 0.1}),
+        "finetune": list(finetune or [{**shared, "epochs": size.epochs, "learning_rate": rate, "dropout": 0.1}]),
         "export": {"forms": ["ragged", "torchscript"]},
         "measure": {"texts": 512},
         "variants": list(_variants({**shared, "epochs": size.epochs - 1, "learning_rate": distil_rate})),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,12 @@ def run_cell(cell: Cell, data: Path, folder: Path, reporter: Reporter) -> dict[s
     return {**shown, "cached": result.found}
 
 
-def _teacher(cell: Cell, data: Path) -> Mapping[str, Any] | None:
+def _teacher(cell: Cell, data: Path) -> list[dict[str, Any]] | None:
     name = None if cell.quick else _TEACHERS.get((cell.family, cell.dataset))
     if name is None:
         return None
     recipe = load_recipe(_RECIPES / f"{name}.yaml", {"data": str(data / cell.dataset)}, {})
-    return recipe.finetune.model_dump(mode="json")
+    return [stage.model_dump(mode="json") for stage in recipe.finetune]
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:

