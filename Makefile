@@ -7,7 +7,8 @@ DEMO_EXTRAS := compile,loadtest
 DEV_EXTRAS := compile,loadtest,grpc,otel,redis,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench bench-peers bench-compile bench-policies runtimes peers chaos soak fuzz protos lock clean
+.PHONY: demo test check bench bench-peers bench-compile bench-policies runtimes peers load load-compare chaos soak fuzz \
+  protos lock clean
 
 demo: $(VENV)/.ready-demo  ## compile the demo family, serve it, send load through a replayed grid day, show the joules
 	@$(BIN)/python -m loadtest.demo
@@ -56,6 +57,12 @@ protos: $(VENV)/.ready-dev  ## write the gRPC messages' code from the .proto fil
 	@# Into our own descriptor pool; see pool.py there.
 	sed -i -e 's/^from google.protobuf import descriptor_pool as _descriptor_pool$$/from server.rpc.proto.pool import POOL as _POOL/' \
 	  -e 's/_descriptor_pool\.Default()/_POOL/' $(PROTOS)/*_pb2.py
+
+load: $(VENV)/.ready-bench  ## three minutes of recorded arrivals with locust, and a report; LOAD='--web' to watch
+	@$(BIN)/python -m loadtest.load run $(LOAD)
+
+load-compare:  ## two runs of it side by side: A=var/load/... B=var/load/...
+	@$(BIN)/python -m loadtest.load compare $(A) $(B)
 
 chaos: $(VENV)/.ready-demo  ## overload, new versions, signals, kills and more against real servers, with figures
 	@$(BIN)/python -m loadtest.chaos $(CHAOS)

@@ -28,6 +28,10 @@ class Reading:
         wanted = set(labels.items())
         return sum(value for (found, its), value in self.samples.items() if found == name and wanted <= its)
 
+    def names(self) -> set[str]:
+        """Names of all samples."""
+        return {name for name, _ in self.samples}
+
     def label_values(self, name: str, label: str) -> set[str]:
         """Values that `label` takes in the samples called `name`."""
         return {dict(its)[label] for found, its in self.samples if found == name and label in dict(its)}

@@ -1,0 +1,116 @@
+"""Two runs of the same plan side by side: is B cheaper or slower than A, and by more than the runs themselves spread?
+
+Both runs asked the same at the same times, so that each part of A has its counterpart in B: the ratios of the parts are
+what is judged, by their median and a bootstrap interval of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+DRAWS = 4000
+INTERVAL = 0.9
+LEAST_EFFECT = 0.02
+"""A difference smaller than this is called none, however sure."""
+LEAST_PARTS = 5
+SAME = ("fingerprint", "protocol", "requests")
+JUDGED = {
+    "joules an answer (requests)": "joules_per_answer",
+    "joules an answer (with overhead)": "joules_per_answer_with_overhead",
+    "p99 latency": "p99_ms",
+}
+
+
+class NotComparable(ValueError):
+    """The two runs did not ask the same, or a file is no run; the message says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """B over A: the median ratio of the parts, and the interval that it lies in."""
+
+    what: str
+    ratio: float
+    low: float
+    high: float
+    parts: int
+
+    @property
+    def word(self) -> str:
+        """`less`, `more`, or that no difference was seen."""
+        if self.high < 1 and self.ratio < 1 - LEAST_EFFECT:
+            return "less"
+        if self.low > 1 and self.ratio > 1 + LEAST_EFFECT:
+            return "more"
+        return "no difference seen"
+
+    def line(self) -> str:
+        """For people."""
+        change = (
+            f"{self.ratio - 1:+.1%} ({self.low - 1:+.1%} to {self.high - 1:+.1%} at {INTERVAL:.0%}, {self.parts} parts)"
+        )
+        return f"{self.what}: B {self.word}: {change}"
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """A run's `run.json`, or that of the folder `path`. Raises NotComparable."""
+    file = path / "run.json" if path.is_dir() else path
+    try:
+        run = json.loads(file.read_text())
+        run["plan"]["fingerprint"], run["slices"], run["energy"]["sources"]
+    except FileNotFoundError:
+        raise NotComparable(f"{file}: does not exist; give the folder of a run of `make load`") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NotComparable(f"{file}: is no run of loadtest.load ({error!r}); give the folder of one") from None
+    found: dict[str, Any] = run
+    return found
+
+
+def compare(a: dict[str, Any], b: dict[str, Any]) -> list[Verdict]:
+    """One verdict for each figure that both runs have in `LEAST_PARTS` parts. Raises NotComparable."""
+    for name in SAME:
+        if a["plan"][name] != b["plan"][name]:
+            raise NotComparable(
+                f"{name}: the runs did not ask the same ({a['plan'][name]} and {b['plan'][name]}); "
+                "run B again with the arrivals, rate, seconds, texts, mix and seed of A"
+            )
+    if a["energy"]["sources"] != b["energy"]["sources"]:
+        raise NotComparable(
+            f"energy source: {a['energy']['sources']} and {b['energy']['sources']}; joules of different meters are not "
+            "compared, run both on one machine"
+        )
+    verdicts = []
+    for what, field in JUDGED.items():
+        pairs = [
+            (one[field], other[field])
+            for one, other in zip(a["slices"], b["slices"], strict=False)
+            if one[field] and other[field]
+        ]
+        if len(pairs) >= LEAST_PARTS:
+            verdicts.append(judge(what, pairs))
+    if not verdicts:
+        raise NotComparable(f"parts: fewer than {LEAST_PARTS} of the runs have figures; run longer (--seconds)")
+    return verdicts
+
+
+def judge(what: str, pairs: Sequence[tuple[float, float]], seed: int = 1) -> Verdict:
+    """The median of B / A over the pairs, with a percentile bootstrap interval. All values are above 0."""
+    logs = [math.log(b / a) for a, b in pairs]
+    chance = random.Random(seed)
+    drawn = sorted(median(chance.choices(logs, k=len(logs))) for _ in range(DRAWS))
+    tail = round(DRAWS * (1 - INTERVAL) / 2)
+    low, middle, high = drawn[tail], median(logs), drawn[-1 - tail]
+    return Verdict(what, math.exp(middle), math.exp(low), math.exp(high), len(pairs))
+
+
+def spread(run: dict[str, Any], field: str) -> str:
+    """Median and range of a figure over the parts of a run."""
+    values = [one[field] for one in run["slices"] if one[field]]
+    return f"{median(values):.4g} ({min(values):.4g} to {max(values):.4g})" if values else "unknown"

@@ -1,0 +1,93 @@
+"""Two runs: differences beyond their spread are named, smaller ones are not, and unlike runs are refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadtest.load.compare import NotComparable, compare, judge, load_run
+
+
+def run_of(joules: float, p99_ms: float, noise: float = 0.05, seed: int = 1, parts: int = 18) -> dict[str, Any]:
+    chance = random.Random(seed)
+
+    def near(value: float) -> float:
+        return value * (1 + chance.uniform(-noise, noise))
+
+    return {
+        "plan": {"fingerprint": "f", "protocol": "HTTP", "requests": 7000},
+        "energy": {"sources": ["estimated"]},
+        "slices": [
+            {
+                "joules_per_answer": near(joules),
+                "joules_per_answer_with_overhead": near(joules * 1.2),
+                "p99_ms": near(p99_ms),
+            }
+            for _ in range(parts)
+        ],
+    }
+
+
+def words(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    return [verdict.word for verdict in compare(a, b)]
+
+
+def test_a_fifth_less_is_seen_and_twice_the_latency_too() -> None:
+    assert words(run_of(4e-3, 30), run_of(3.2e-3, 60, seed=2)) == ["less", "less", "more"]
+
+
+def test_within_the_spread_no_difference_is_claimed() -> None:
+    assert set(words(run_of(4e-3, 30, noise=0.3), run_of(4.04e-3, 30.5, noise=0.3, seed=2))) == {"no difference seen"}
+
+
+def test_a_sure_but_tiny_difference_is_called_none() -> None:
+    assert set(words(run_of(4e-3, 30, noise=0), run_of(4.04e-3, 30.1, noise=0))) == {"no difference seen"}
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3)), min_size=5, max_size=30))
+def test_the_interval_holds_the_median_and_exchanging_the_runs_turns_it_over(pairs: list[tuple[float, float]]) -> None:
+    there = judge("x", pairs)
+    back = judge("x", [(b, a) for a, b in pairs])
+    assert there.low <= there.ratio * (1 + 1e-9)
+    assert there.ratio <= there.high * (1 + 1e-9)
+    assert back.ratio == pytest.approx(1 / there.ratio)
+
+
+@pytest.mark.parametrize(("field", "value"), [("fingerprint", "g"), ("protocol", "gRPC")])
+def test_runs_that_asked_differently_are_refused(field: str, value: str) -> None:
+    other = run_of(4e-3, 30)
+    other["plan"][field] = value
+    with pytest.raises(NotComparable, match=f"{field}: the runs did not ask the same"):
+        compare(run_of(4e-3, 30), other)
+
+
+def test_joules_of_different_meters_are_not_compared() -> None:
+    other = run_of(4e-3, 30)
+    other["energy"]["sources"] = ["rapl"]
+    with pytest.raises(NotComparable, match="different meters"):
+        compare(run_of(4e-3, 30), other)
+
+
+def test_too_short_runs_are_refused() -> None:
+    with pytest.raises(NotComparable, match="run longer"):
+        compare(run_of(4e-3, 30, parts=3), run_of(4e-3, 30, parts=3))
+
+
+def test_a_run_is_read_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(run_of(1, 1)))
+    assert load_run(tmp_path)["plan"]["requests"] == 7000
+
+
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotComparable, match="does not exist"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text("[1]")
+    with pytest.raises(NotComparable, match="is no run"):
+        load_run(tmp_path)
