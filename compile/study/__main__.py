@@ -19,6 +19,7 @@ from compile.report.markdown import table_lines
 from compile.study.plan import FAMILIES, SETS, cells
 from compile.study.run import read_results, run_cells
 from compile.study.tables import beside_published, every_variant, units_against_layers
+from compile.study.targets import against_targets
 from models.store import Store, write_atomic
 
 DATA = "JOULESERVE_TEST_DATA"
@@ -67,11 +68,11 @@ def print_tables(results: Path, console: Console, quick: bool) -> None:
     found = read_results(results)
     planned = cells(quick)
     there = [found[cell.name] for cell in planned if cell.name in found]
+    own = [json.loads(path.read_text()) for name in RECIPES if (path := results / f"{name}.json").is_file()]
+    shares = "Percent of the fp32 teacher: accuracy/size/time (emissions are as time where joules are estimated)"
     for title, table in (
-        (
-            "Percent of the fp32 teacher: accuracy/size/time (time = emissions, where joules are estimated)",
-            beside_published(there),
-        ),
+        ("What the project's own recipes are asked, judged on the test files", against_targets(own)),
+        (shares, beside_published(there)),
         ("Every variant", every_variant(there)),
         ("Half the heads and feed-forward units, against removing layers", units_against_layers(there)),
     ):

@@ -18,6 +18,7 @@ from compile.study.plan import FAMILIES, INT8, SETS, STEPS, Cell, cells, recipe_
 from compile.study.published import BERT
 from compile.study.run import read_results, run_cells
 from compile.study.tables import at_cost, beside_published, every_variant, units_against_layers
+from compile.study.targets import against_targets
 
 FULL_SIZE, FULL_TIME = 100, 4.0
 
@@ -102,6 +103,22 @@ def test_pruned_units_are_compared_with_layers_removed_at_equal_joules() -> None
     # Halfway in cost between two layers (0.80) and four (0.88).
     assert row[3] == "84.0%"
     assert row[4] == f"{0.86 / 0.84:.1%}"
+
+
+def test_targets_are_judged_by_the_cheapest_point_that_keeps_enough_and_misses_are_said() -> None:
+    recipe = {**a_cell(), "family": "sst2"}
+    recipe["points"][1]["relative_accuracy_lower"] = 0.97
+    rows = against_targets([recipe]).rows
+    assert rows[0][-2:] == ("100%", "met")
+    assert (rows[1][2], rows[1][-2:]) == ("full", ("50.0%", "missed"))
+    assert (rows[2][2:4], rows[2][-2:]) == (("lite-4", "98.0% (97.0%)"), ("37.5%", "missed"))
+    recipe["points"].append({"name": "pico", "relative_accuracy": 0.955, "cpu_seconds_per_1k": 0.16})
+    assert against_targets([recipe]).rows[2][-2:] == ("4.0%", "stretch met")
+
+
+def test_a_teacher_below_what_is_asked_is_a_miss() -> None:
+    recipe = {**a_cell(), "family": "banking77"}
+    assert against_targets([recipe]).rows[0][-1] == "missed"
 
 
 @given(
