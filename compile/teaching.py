@@ -51,7 +51,7 @@ class Watch:
 
     def _note_layer(self, at: int) -> Callable[[Any, Any, Any], None]:
         def note(module: Any, given: Any, made: Any) -> None:
-            self._put_out[at] = (made[0] if isinstance(made, tuple) else made).float()
+            self._put_out[at] = (made[0] if isinstance(made, tuple) else made).float().cpu()
 
         return note
 
@@ -60,7 +60,7 @@ class Watch:
 
     def _note_parts(self, parts: int) -> Callable[[Any, Any, Tensor], None]:
         def note(module: Any, given: Any, made: Tensor) -> None:
-            self.relations += made.float().chunk(parts, -1)
+            self.relations += made.float().cpu().chunk(parts, -1)
 
         return note
 

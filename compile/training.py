@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compile.data.dataset import Labels
+from compile.device import best_device, on
 from compile.measure.scores import r2
 from compile.passes.base import Context, Gate
 from compile.specs.base import Precision
@@ -98,11 +99,28 @@ def train(
     after_step: Callable[[float, str], None],
     after_epoch: Callable[[], None],
 ) -> list[float]:
-    """Train in place and return the mean loss of each epoch.
+    """Train in place, on a GPU where there is one, and return the mean loss of each epoch.
 
     `work` keeps the checkpoint. `after_step(share done, note)` reports progress; `after_epoch()` runs once an epoch's
     checkpoint is on disk.
     """
+    device = best_device()
+    with on(model, device):
+        return _train(model, head, encoded, pad, loss, schedule, work, after_step, after_epoch, device)
+
+
+def _train(
+    model: nn.Module,
+    head: nn.Module,
+    encoded: Encoded,
+    pad: int,
+    loss: Loss,
+    schedule: Schedule,
+    work: Path,
+    after_step: Callable[[float, str], None],
+    after_epoch: Callable[[], None],
+    device: torch.device,
+) -> list[float]:
     optimizer = _optimizer(model, head, schedule)
     rates = [group["lr"] for group in optimizer.param_groups]
     losses = _restore(work / CHECKPOINT, model, optimizer)
@@ -117,9 +135,11 @@ def train(
             step = epoch * steps_an_epoch + at
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * _share(step, total, schedule.warmup_share)
-            with torch.autocast("cpu", torch.bfloat16, enabled=schedule.precision == "bfloat16"):
-                made = model(**to_tensors(encoded, rows, pad))
-            value = loss((made[0].float(), made[1].float()), rows)
+            given = {name: tensor.to(device) for name, tensor in to_tensors(encoded, rows, pad).items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bfloat16"):
+                made = model(**given)
+            # Losses are small and compare with what lies in the CPU's memory.
+            value = loss((made[0].float().cpu(), made[1].float().cpu()), rows)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -167,7 +187,7 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     _partial(path).unlink(missing_ok=True)
     if not path.is_file():
         return []
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location=next(model.parameters()).device)
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in state["model"].items():

@@ -35,14 +35,17 @@ def torch_outputs(
     """Logits [rows, labels] and pooled vectors [rows, hidden] of a torch model, in the rows' order."""
     import torch
 
+    from compile.device import best_device, on
+
+    device = best_device()
     logits: Floats | None = None
     pooled: Floats | None = None
     done = 0
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), on(model, device):
         for rows in sorted_batches(encoded, _TORCH_ROWS):
-            tensors = {name: torch.from_numpy(array) for name, array in feed(encoded, rows, pad).items()}
-            made = [part.numpy() for part in model(**tensors)]
+            tensors = {name: torch.from_numpy(array).to(device) for name, array in feed(encoded, rows, pad).items()}
+            made = [part.cpu().numpy() for part in model(**tensors)]
             if logits is None or pooled is None:
                 logits = np.empty((len(encoded), made[0].shape[1]), dtype=np.float32)
                 pooled = np.empty((len(encoded), made[1].shape[1]), dtype=np.float32)

@@ -16,7 +16,7 @@ from compile.pipeline import compile_recipe
 from compile.recipe import load_recipe
 from compile.report import figures
 from compile.report.markdown import table_lines
-from compile.study.plan import FAMILIES, SETS, cells
+from compile.study.plan import FAMILIES, SETS, Scale, cells
 from compile.study.run import read_results, run_cells
 from compile.study.tables import beside_published, every_variant, units_against_layers
 from compile.study.targets import against_targets
@@ -35,6 +35,7 @@ def main(
     family: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(FAMILIES)}.")] = None,
     dataset: Annotated[list[str] | None, typer.Option("--set", help=f"Only these of {', '.join(SETS)}.")] = None,
     recipes: Annotated[bool, typer.Option(help="Compile the project's own recipes first.")] = True,
+    whole: Annotated[bool | None, typer.Option(help="Whole sets; the default with a GPU.")] = None,
     tables: Annotated[
         bool, typer.Option("--tables", help="Run nothing: print the tables of the results kept.")
     ] = False,
@@ -44,6 +45,7 @@ def main(
     """Run what is not done yet (again the same command after a kill), print the tables."""
     logging.getLogger("energy").setLevel(logging.ERROR)
     console = Console(highlight=False, soft_wrap=True)
+    scale: Scale = "quick" if quick else "whole" if (_has_gpu() if whole is None else whole) else "small"
     if not tables:
         texts = data / "text"
         if not texts.is_dir():
@@ -56,17 +58,17 @@ def main(
                 _keep(results / f"{name}.json", figures(made.version.manifest))
             todo = [
                 cell
-                for cell in cells(quick)
+                for cell in cells(scale)
                 if cell.family in (family or FAMILIES) and cell.dataset in (dataset or SETS)
             ]
             run_cells(todo, texts, folder, results, reporter, console.print)
-    print_tables(results, console, quick)
+    print_tables(results, console, scale)
 
 
-def print_tables(results: Path, console: Console, quick: bool) -> None:
+def print_tables(results: Path, console: Console, scale: Scale) -> None:
     """Print the tables of what a folder of results holds, in the plan's order; cells not run yet are named."""
     found = read_results(results)
-    planned = cells(quick)
+    planned = cells(scale)
     there = [found[cell.name] for cell in planned if cell.name in found]
     own = [json.loads(path.read_text()) for name in RECIPES if (path := results / f"{name}.json").is_file()]
     shares = "Percent of the fp32 teacher: accuracy/size/time (emissions are as time where joules are estimated)"
@@ -81,6 +83,12 @@ def print_tables(results: Path, console: Console, quick: bool) -> None:
     missing = [cell.name for cell in planned if cell.name not in found]
     if missing:
         console.print(f"\nnot run yet: {', '.join(missing)}")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _keep(path: Path, made: object) -> None:

@@ -1,15 +1,15 @@
 """Which cells the study has and the recipe of each. Pure: no torch, no files read.
 
-Sizes are for two cores: where pretrained weights come with a package they are used, elsewhere a small model of the
-family begins from scratch; long texts are cut and large sets thinned by the recipe's seed. Every cell says so in its
-result (`Cell.described`).
+Sizes are for two cores (for whole sets see `Scale`): where pretrained weights come with a package they are used,
+elsewhere a small model of the family begins from scratch; long texts are cut and large sets thinned by the recipe's
+seed. Every cell says so in its result (`Cell.described`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 FULL, HALF_UNITS = "full", "half-units"
 STEPS = ("cut-4", "cut-2", "cut-2-units")
@@ -44,7 +44,9 @@ SETS: Mapping[str, tuple[Size, Size]] = {
     "mrpc": (Size(None, 3, 96), Size(None, 3, 96)),
     "imdb": (Size(1_500, 2, 96, 1_000), Size(3_000, 3, 96, 1_000)),
 }
-QUICK = Size(3_000, 2, 64, 600)
+_QUICK, _WHOLE = Size(3_000, 2, 64, 600), Size(None, 3, 128)
+Scale = Literal["quick", "small", "whole"]
+"""One cell in minutes; all cells on two cores; whole sets at 128 tokens, for machines with a GPU."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,13 @@ class Cell:
 
     family: str
     dataset: str
-    quick: bool = False
+    scale: Scale = "small"
 
     @property
     def name(self) -> str:
         """Name of the cell, its published family and its result file."""
-        return f"{'quick' if self.quick else 'study'}-{self.family}-{self.dataset.replace('_', '-')}"
+        kind = {"quick": "quick", "small": "study", "whole": "whole"}[self.scale]
+        return f"{kind}-{self.family}-{self.dataset.replace('_', '-')}"
 
     @property
     def pretrained(self) -> bool:
@@ -68,7 +71,9 @@ class Cell:
     @property
     def size(self) -> Size:
         """How much of the set is used."""
-        return QUICK if self.quick else SETS[self.dataset][0 if self.pretrained else 1]
+        if self.scale == "small":
+            return SETS[self.dataset][0 if self.pretrained else 1]
+        return _QUICK if self.scale == "quick" else _WHOLE
 
     @property
     def described(self) -> str:
@@ -79,11 +84,11 @@ class Cell:
         return f"{begun}; {rows}, {self.size.epochs} epochs, {self.size.max_tokens} tokens"
 
 
-def cells(quick: bool = False) -> tuple[Cell, ...]:
+def cells(scale: Scale = "small") -> tuple[Cell, ...]:
     """Every cell, in the order of running: all families on one set before the next set."""
-    if quick:
-        return (Cell("bert", "sst2", True),)
-    return tuple(Cell(family, dataset) for dataset in SETS for family in FAMILIES)
+    if scale == "quick":
+        return (Cell("bert", "sst2", scale),)
+    return tuple(Cell(family, dataset, scale) for dataset in SETS for family in FAMILIES)
 
 
 def recipe_of(cell: Cell, data_folder: str, finetune: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def run_cell(cell: Cell, data: Path, folder: Path, reporter: Reporter) -> dict[s
 
 
 def _teacher(cell: Cell, data: Path) -> list[dict[str, Any]] | None:
-    name = None if cell.quick else _TEACHERS.get((cell.family, cell.dataset))
+    name = None if cell.scale == "quick" else _TEACHERS.get((cell.family, cell.dataset))
     if name is None:
         return None
     recipe = load_recipe(_RECIPES / f"{name}.yaml", {"data": str(data / cell.dataset)}, {})
@@ -78,7 +78,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    return sorted([*folder.glob("study-*.json"), *folder.glob("quick-*.json")])
+    return sorted(path for kind in ("quick", "study", "whole") for path in folder.glob(f"{kind}-*.json"))
 
 
 def _minutes(seconds: float) -> str:

@@ -57,7 +57,7 @@ def a_cell(**more: Any) -> dict[str, Any]:
     return {"model": "gpt2", "set": "sst2", "size": "small", "variants": variants, "points": points, **more}
 
 
-@pytest.mark.parametrize("cell", [*cells(), *cells(quick=True)], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [*cells(), *cells("quick"), *cells("whole")], ids=lambda cell: cell.name)
 def test_every_cell_s_recipe_is_sound_and_has_the_published_steps(cell: Cell) -> None:
     recipe = parse_recipe(recipe_of(cell, "text"), None, {})
     names = [variant.name for variant in recipe.variants]
