@@ -40,15 +40,16 @@ class ConsoleData:
         *,
         scrape: Scrape,
         grid_file: Path,
-        needs_key: bool,
+        tunable: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`scrape` gives the exposition, or None if the node process does not answer."""
+        """`scrape` gives the exposition, or None if the node process does not answer; `tunable`: `/admin` is open to
+        whoever has a key."""
         self._engine = engine
         self._tunables = tunables
         self._scrape = scrape
         self._grid_file = grid_file
-        self._needs_key = needs_key
+        self._tunable = tunable
         self._clock = clock
         self._held: bytes | None = None
         self._held_at = float("-inf")
@@ -78,7 +79,7 @@ class ConsoleData:
             "tunables": self._tunables(),
             "grid": await asyncio.to_thread(self._grid),
             "metrics": None if scraped is None else without_comments(scraped),
-            "needs_key": self._needs_key,
+            "tunable": self._tunable,
         }
 
     def _grid(self) -> Any:
@@ -105,6 +106,6 @@ def console_data(
         tunables,
         scrape=partial(node_says, server.host, server.metrics_port, "/metrics"),
         grid_file=server.run_dir / FILE_NAME,
-        needs_key=server.api_keys_file is not None,
+        tunable=server.admin_keys_file is not None,
         clock=clock,
     )

@@ -10,6 +10,7 @@ const RULED_BY = {
 const inputs = new Map();
 let inForce = null;
 let unlocked = false;
+let adminKey = "";
 
 const valueAt = (tree, key) => key.split(".").reduce((node, name) => node?.[name], tree);
 const shownAs = (value) => (value === null || value === undefined ? "" : String(value));
@@ -76,22 +77,124 @@ function noteChanges() {
     box.classList.toggle("changed", wanted.includes(key));
     const rulers = RULED_BY[key.split(".").at(-1)];
     box.classList.toggle("idle", Boolean(rulers && !rulers.includes(policy)));
-    problem.hidden = true;
+    if (!wanted.includes(key)) problem.hidden = true;
   }
   $("#pending").textContent = wanted.length ? `${wanted.length} changed: ${wanted.join(", ")}` : "";
-  $("#apply").disabled = $("#undo").disabled = !unlocked || !wanted.length;
+  $("#apply").disabled = $("#discard").disabled = !unlocked || !wanted.length;
+  $("#undo").disabled = !unlocked;
 }
 
-/** Called with every answer of the server: what others tune is seen here, what is being typed stays. */
-function offerTuning(data) {
-  if (!inputs.size) buildForm(data.points.map((one) => one.name));
+/** Show `settings` as those in force; what is being typed stays. */
+function takeForce(settings) {
   const before = inForce;
-  inForce = data.tunables;
+  inForce = settings;
   for (const [key, { input }] of inputs) {
     const untouched = before === null || input.value.trim() === shownAs(valueAt(before, key));
-    if (untouched && document.activeElement !== input) input.value = shownAs(valueAt(inForce, key));
-    else if (untouched && input.value.trim() !== shownAs(valueAt(inForce, key))) input.value = shownAs(valueAt(inForce, key));
+    if (untouched) input.value = shownAs(valueAt(inForce, key));
   }
-  $("#tuning-intro").textContent = `In force: version ${inForce.version}. Everything here changes while the server runs, without a lost request, and lasts until a restart.`;
   noteChanges();
 }
+
+/** Called with every answer of the server. Replicas are a moment behind what was just changed. */
+function offerTuning(data) {
+  if (!inputs.size) buildForm(data.points.map((one) => one.name));
+  if (inForce === null || data.tunables.version >= inForce.version) takeForce(data.tunables);
+  $("#lock").hidden = !data.tunable || unlocked;
+  $("#tuning-intro").textContent = `In force: version ${inForce.version}. ${data.tunable
+    ? "Everything here changes while the server runs, without a lost request, and lasts until a restart."
+    : "To look at only: server.admin_keys_file names no keys. On the machine, jouleserve tune changes settings."}`;
+}
+
+/** Ask /admin. Gives the answer, or throws an Error with `problems`. */
+async function admin(method, path, body) {
+  const reply = await fetch(`admin/${path}`, {
+    method,
+    headers: { authorization: `Bearer ${adminKey}`, "content-type": "application/json" },
+    body: body === undefined ? undefined : JSON.stringify(body),
+    signal: AbortSignal.timeout(PATIENCE_MS),
+    cache: "no-store",
+  });
+  const told = await reply.json().catch(() => ({}));
+  if (reply.ok) return told;
+  throw Object.assign(new Error(told.error ?? `status ${reply.status}`), { problems: told.problems ?? [] });
+}
+
+function tell(kind, ...lines) {
+  $("#tuned").replaceChildren(h("div", { class: `told ${kind}` }, ...lines.map((line) => h("p", {}, line))));
+}
+
+/** Each problem at its field as well. */
+function tellFailure(error) {
+  for (const line of error.problems ?? []) {
+    const found = inputs.get(line.split(":")[0]);
+    if (!found) continue;
+    found.problem.textContent = line.slice(line.indexOf(":") + 1).trim();
+    found.problem.hidden = false;
+    found.input.setAttribute("aria-invalid", "true");
+  }
+  tell("bad", ...(error.problems?.length ? ["Nothing was changed.", ...error.problems] : [`Nothing was changed: ${error.message}`]));
+}
+
+async function showAudit() {
+  const { entries } = await admin("GET", "audit?limit=12");
+  const what = ({ changes, via }) => Object.entries(changes ?? {}).map(([key, [from, to]]) => `${key}: ${shownAs(from) || "none"} → ${shownAs(to) || "none"}`).join("; ") || (via === "start" ? "the server started" : "nothing");
+  $("#entries").replaceChildren(...entries.map((one) => h("tr", {},
+    h("td", {}, h("time", { datetime: one.time }, new Date(one.time).toLocaleString("en-GB", { dateStyle: "short", timeStyle: "medium" }))),
+    h("td", {}, one.who, h("span", { class: "muted" }, one.via)),
+    h("td", {}, `version ${one.version}${one.restored === null || one.restored === undefined ? "" : `, back to ${one.restored}`}: `, what(one)))));
+  $("#audit").hidden = false;
+}
+
+/** Do something as the administrator, then show what is in force; `done` says what to tell. */
+async function asAdmin(act, done) {
+  try {
+    const told = await act();
+    for (const { input, problem } of inputs.values()) {
+      problem.hidden = true;
+      input.removeAttribute("aria-invalid");
+    }
+    takeForce({ ...told.settings, version: told.version });
+    tell("good", done(told));
+    await showAudit();
+    return true;
+  } catch (error) {
+    tellFailure(error);
+    return false;
+  }
+}
+
+async function unlock() {
+  adminKey = $("#key").value.trim();
+  if (!/^[\x21-\x7e]+$/.test(adminKey)) return tell("bad", "A key is one word of plain characters.");
+  unlocked = true;
+  if (!(await asAdmin(() => admin("GET", "tuning"), () => "Unlocked: settings can be changed here."))) {
+    unlocked = false;
+    adminKey = "";
+    return;
+  }
+  $("#key").value = "";
+  $("#lock").hidden = true;
+  for (const { input } of inputs.values()) input.disabled = false;
+  noteChanges();
+  inputs.get("shaping.policy").input.focus();
+}
+
+$("#unlock").addEventListener("click", unlock);
+$("#key").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault();
+  unlock();
+});
+$("#tune").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!unlocked) return;
+  const wanted = { changes: changesWanted(), expected_version: inForce.version };
+  asAdmin(() => admin("PATCH", "tuning", wanted), (told) => `Taken as version ${told.version}; replicas follow within about two seconds.`);
+});
+$("#tune").addEventListener("reset", (event) => {
+  event.preventDefault();
+  for (const [key, { input }] of inputs) input.value = shownAs(valueAt(inForce, key));
+  $("#tuned").replaceChildren();
+  noteChanges();
+});
+$("#undo").addEventListener("click", () => asAdmin(() => admin("POST", "tuning/undo", {}), (told) => `Back: the settings of before, as version ${told.version}.`));

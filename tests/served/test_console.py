@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,8 @@ from tests.support.tiny_family import publish_tiny_family
 
 pytestmark = pytest.mark.served
 
+KEY = "olgas-key-for-this-test"
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -25,11 +29,14 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Served]:
-    """A server that is read by everybody and tuned by none; only where there is a browser."""
+    """A server that everybody may look at and that olga may tune; only where there is a browser."""
     folder = tmp_path_factory.mktemp("console")
     store = Store(folder / "store")
     publish_tiny_family(store)
+    (folder / "admins").write_text(f"olga: sha256:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    (folder / "admins").chmod(0o600)
     settings = {
+        "server.admin_keys_file": folder / "admins",
         "model.store": store.root,
         "model.family": "tiny",
         "grid.static_grams_per_kwh": 200,
@@ -112,4 +119,77 @@ def test_it_says_so_when_the_server_is_gone_and_comes_back(browser: Any, edge: S
     tab.wait("document.querySelector('#live').textContent === 'the server does not answer'")
     tab.page.context.set_offline(False)
     tab.wait("document.querySelector('#live').textContent === 'live'")
+    tab.page.close()
+
+
+def unlocked(browser: Any, edge: Served) -> Tab:
+    tab = open_console(browser, edge)
+    tab.page.fill("#key", KEY)
+    tab.page.press("#key", "Enter")
+    tab.wait("!document.querySelector('#set-batching-max_rows').disabled")
+    return tab
+
+
+def in_force(edge: Served) -> dict[str, Any]:
+    tunables: dict[str, Any] = httpx.get(f"{edge.url}/info").json()["tunables"]
+    return tunables
+
+
+def test_without_a_good_key_nothing_can_be_changed(browser: Any, edge: Served) -> None:
+    tab = open_console(browser, edge)
+    assert tab.page.is_disabled("#set-batching-max_rows")
+    assert tab.page.is_disabled("#apply")
+    tab.page.fill("#key", "somebody-elses")
+    tab.page.click("#unlock")
+    tab.wait("document.querySelector('#tuned').textContent.includes('not known here')")
+    assert tab.page.is_disabled("#set-batching-max_rows")
+    assert not any("somebody-elses" in url for url in tab.asked)
+    tab.page.close()
+
+
+def test_an_administrator_tunes_goes_back_and_is_on_record(browser: Any, edge: Served) -> None:
+    tab = unlocked(browser, edge)
+    before = in_force(edge)["batching"]["max_rows"]
+    tab.page.fill("#set-batching-max_rows", "7")
+    assert tab.text("#pending") == "1 changed: batching.max_rows"
+    tab.page.click("#apply")
+    tab.wait("document.querySelector('#tuned').textContent.startsWith('Taken as version')")
+    deadline = time.monotonic() + 20
+    while in_force(edge)["batching"]["max_rows"] != 7:
+        assert time.monotonic() < deadline, "the server did not follow"
+        time.sleep(0.2)
+    assert "olga" in tab.text("#entries tr:first-child")
+    assert f"batching.max_rows: {before} → 7" in tab.text("#entries tr:first-child")
+    tab.page.click("#undo")
+    tab.wait(f"document.querySelector('#set-batching-max_rows').value === '{before}'")
+    assert tab.complaints == []
+    tab.page.close()
+
+
+def test_a_wrong_value_is_named_at_its_field_and_changes_nothing(browser: Any, edge: Served) -> None:
+    tab = unlocked(browser, edge)
+    version = in_force(edge)["version"]
+    tab.page.select_option("#set-shaping-policy", "threshold")
+    tab.page.fill("#set-shaping-clean_below_grams_per_kwh", "900")
+    tab.page.fill("#set-batching-max_rows", "many")
+    tab.page.click("#apply")
+    tab.wait("document.querySelector('#tuned').textContent.includes('Nothing was changed')")
+    assert "'many' is wrong" in tab.text("#set-batching-max_rows-problem")
+    assert tab.page.get_attribute("#set-batching-max_rows", "aria-invalid") == "true"
+    assert tab.page.input_value("#set-shaping-clean_below_grams_per_kwh") == "900"  # what was typed stays
+    tab.page.click("#discard")
+    assert tab.page.input_value("#set-batching-max_rows") != "many"
+    assert in_force(edge)["version"] == version
+    tab.page.close()
+
+
+def test_it_can_be_used_by_keyboard_alone(browser: Any, edge: Served) -> None:
+    tab = open_console(browser, edge)
+    tab.page.keyboard.press("Tab")
+    assert tab.page.evaluate("document.activeElement.className") == "skip"
+    reached = set()
+    for _ in range(40):
+        tab.page.keyboard.press("Tab")
+        reached.add(tab.page.evaluate("document.activeElement.id || document.activeElement.ariaLabel"))
+    assert {"key", "unlock", "every", "Last decisions of the policy"} <= reached
     tab.page.close()

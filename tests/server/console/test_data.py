@@ -41,7 +41,7 @@ class Bench:
             lambda: {"version": 7},
             scrape=self.scrape,
             grid_file=self.grid_file,
-            needs_key=True,
+            tunable=True,
             clock=lambda: self.now_s,
         )
 
@@ -66,7 +66,7 @@ async def test_it_tells_of_metrics_points_dial_and_settings(family: Family, tmp_
     assert told["dial"]["point_by_class"]["standard"] == "lite"
     assert told["tunables"] == {"version": 7}
     assert told["grid"]["grams_per_kwh"] == 200
-    assert (told["needs_key"], told["accuracy_name"]) == (True, "accuracy")
+    assert (told["tunable"], told["accuracy_name"]) == (True, "accuracy")
 
 
 async def test_what_is_not_there_is_null(family: Family, tmp_path: Path) -> None:
