@@ -56,6 +56,10 @@ class FakeSource:
             idle_uj = self._idle_uj.get(domain, 0) + round(idle_joules * MICROJOULES_PER_JOULE)
             self._idle_uj[domain] = idle_uj
 
+    def counter(self, domain: Domain) -> int:
+        """Where the counter stands, hidden or not."""
+        return self._energy_uj[domain]
+
     def set_counter(self, domain: Domain, energy_uj: int) -> None:
         """Put the counter where a reset or a fault would."""
         self._energy_uj[domain] = energy_uj
