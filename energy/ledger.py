@@ -134,11 +134,12 @@ class Ledger:
 
     def settle(
         self, attribution: Attribution[Account], grams_per_kwh: float | None, *, pue: float = 1.0, elapsed_ns: int = 0
-    ) -> None:
+    ) -> int:
         """Add a settled window of `elapsed_ns`; `grams_per_kwh` is the grid's intensity in it, cooling included, or
-        None, and `pue` what the fully loaded figures are multiplied by.
+        None, and `pue` what the fully loaded figures are multiplied by. Returns the fully loaded microjoules of its
+        requests.
         """
-        self._load(attribution, pue, elapsed_ns)
+        loaded_uj = self._load(attribution, pue, elapsed_ns)
         if grams_per_kwh is not None:
             self.carbon.pass_time(grams_per_kwh, elapsed_ns)
         grams_per_uj = None
@@ -158,14 +159,16 @@ class Ledger:
                 self._emit((OTHER, "", ""), sum(split.other_uj.values()) * grams_per_uj)
                 for account, amount_uj in split.attributed_uj.items():
                     self._emit((ATTRIBUTED, account.model, account.variant), amount_uj * grams_per_uj)
+        return loaded_uj
 
-    def _load(self, attribution: Attribution[Account], pue: float, elapsed_ns: int) -> None:
+    def _load(self, attribution: Attribution[Account], pue: float, elapsed_ns: int) -> int:
         """Lay the window's idling and overhead on its requests, by their dynamic energy.
 
         Without requests it waits in `unloaded_uj`, and later requests take it over within about an hour of serving:
         the first of the morning does not pay for the night. So, but for rounding,
         `loaded = pue * (attributed + idle + overhead - unloaded)`.
         """
+        total_uj = 0
         fixed_uj: dict[str, int] = {}
         owed_uj: dict[str, dict[Account, int]] = {}
         for split in attribution.splits:
@@ -184,7 +187,10 @@ class Ledger:
             self.unloaded_uj[source] = waiting_uj - paid_uj
             shares = largest_remainder(own_uj + paid_uj, list(owed.values()))
             for (account, amount_uj), share_uj in zip(owed.items(), shares, strict=True):
-                _add(self.loaded_uj, (account, source), round(pue * (amount_uj + share_uj)))
+                loaded_uj = round(pue * (amount_uj + share_uj))
+                total_uj += loaded_uj
+                _add(self.loaded_uj, (account, source), loaded_uj)
+        return total_uj
 
     def observe(self, account: Account, joules: float, count: int) -> None:
         """Enter `count` requests of about `joules` each into the histogram of their variant."""

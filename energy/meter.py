@@ -107,8 +107,7 @@ class Meter:
         self._broken: set[str] = set()
         self.missing_ticks: dict[tuple[Domain, str], int] = {}
         """How often a domain gave no figure, by reason."""
-        self.missing_now: dict[Domain, bool] = {}
-        """Whether a domain gave no figure in the latest tick, for every domain that was ever there."""
+        self._missing: tuple[Missing, ...] = ()
         self.unmetered_uj: dict[tuple[Domain, str], int] = {}
         """What counters showed and nobody can vouch for, by reason (gap, reset, implausible); in no total.
 
@@ -128,6 +127,12 @@ class Meter:
         """
         return {domain: run.advance_uj(domain.wraps_at_uj or 0) for domain, run in self._runs.items() if run.counted}
 
+    @property
+    def missing_now(self) -> dict[Domain, bool]:
+        """Whether a domain gave no figure in the latest tick, for every domain of the sources."""
+        missing = {entry.domain for entry in self._missing}
+        return {domain: domain in missing for source in self._sources for domain in source.domains()}
+
     def tick(self) -> Tick:
         """Read every source once. A source that raises is reported as missing and read again next time."""
         deltas: list[Delta] = []
@@ -142,12 +147,11 @@ class Meter:
                 elif outcome is not None:
                     missing.append(outcome)
             missing += [Missing(domain, "unreadable") for domain in source.domains() if domain not in seen]
-        self.missing_now.update((domain, False) for source in self._sources for domain in source.domains())
+        self._missing = tuple(missing)
         for entry in missing:
-            self.missing_now[entry.domain] = True
             key = (entry.domain, entry.reason)
             self.missing_ticks[key] = self.missing_ticks.get(key, 0) + 1
-        return Tick(tuple(deltas), tuple(missing), self.total_uj)
+        return Tick(tuple(deltas), self._missing, self.total_uj)
 
     def _read(self, source: EnergySource) -> list[Reading]:
         try:

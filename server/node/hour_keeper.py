@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from server.node.hours import Counters, HourBook, HourFiles, hour_of
+from server.node.hours import HOUR_S, Counters, HourBook, HourFiles, hour_of
 
 log = logging.getLogger(__name__)
 
@@ -32,21 +32,30 @@ class HourKeeper:
         self._describe = describe
         self._write = write
         self._since_open_s = OPEN_EVERY_S
+        self._index = -1
 
     def pass_time(self, now_s: float, seconds: float, grams_per_kwh: float | None, kind: str) -> bool:
         """Some time was metered; True if that closed an hour, which is to be persisted and then flushed."""
-        hour = hour_of(now_s)
         closed = False
-        if not self.book.hour:
-            self.book.begin(hour, self._counters())
-        elif hour != self.book.hour:
-            self.book.roll(hour, self._counters(), self._describe())
-            closed = True
+        # Names of hours cost too much to be made every second.
+        if (index := int(now_s // HOUR_S)) != self._index:
+            self._index = index
+            closed = self._enter(hour_of(now_s))
         self.book.pass_time(seconds, grams_per_kwh, kind)
         self._since_open_s += seconds
         if closed or self._since_open_s >= OPEN_EVERY_S:
             self.show()
         return closed
+
+    def _enter(self, hour: str) -> bool:
+        """Begin an hour; True if that closed another one."""
+        if not self.book.hour:
+            self.book.begin(hour, self._counters())
+            return False
+        if hour == self.book.hour:
+            return False  # a restart within the hour
+        self.book.roll(hour, self._counters(), self._describe())
+        return True
 
     def show(self) -> None:
         """Write the open hour's line as it is now."""

@@ -14,22 +14,20 @@ class RecentLaw:
     """Keeps a mark of the books every STEP_S, for WINDOW_S."""
 
     def __init__(self) -> None:
-        """Nothing is known before the second mark."""
+        """Nothing is known before the first mark."""
         self._marks: deque[tuple[float, Conservation]] = deque()
-        self._now: Conservation | None = None
+
+    def due(self, time_s: float) -> bool:
+        """Whether a mark is wanted at this monotone time."""
+        return not self._marks or time_s - self._marks[-1][0] >= STEP_S
 
     def mark(self, time_s: float, books: Conservation) -> None:
-        """Take the books at a monotone time."""
-        self._now = books
-        if not self._marks or time_s - self._marks[-1][0] >= STEP_S:
-            self._marks.append((time_s, books))
+        """Remember the books."""
+        self._marks.append((time_s, books))
         # The oldest mark that is kept is as old as the window, or as old as the process.
         while len(self._marks) > 1 and self._marks[1][0] <= time_s - WINDOW_S:
             self._marks.popleft()
 
-    @property
-    def error_ratio(self) -> float:
+    def error_ratio(self, now: Conservation) -> float:
         """Joules lost or invented since the oldest mark, as a share of those measured since; 0 before any were."""
-        if self._now is None or not self._marks:
-            return 0.0
-        return self._now.since(self._marks[0][1]).error_ratio
+        return now.since(self._marks[0][1]).error_ratio if self._marks else 0.0

@@ -207,7 +207,8 @@ class NodeService:
         tick, self._pending_tick = self._pending_tick, None
         if tick is not None:
             self._settlement.tick(tick, self._replicas.answered, self._grams)
-            self._recent.mark(self._loop.time(), self._state.ledger.conservation(self._settlement.pending_uj))
+            if self._recent.due(now := self._loop.time()):
+                self._recent.mark(now, self._conserved())
             self._dirty = True
             self._pass_time(tick.offered_cpu_ns / self._clock.cpus / NANOSECONDS_PER_SECOND)
 
@@ -283,6 +284,9 @@ class NodeService:
         except OSError as error:
             log.error("%s: totals cannot be persisted: %s", self._settings.state_file, error)
 
+    def _conserved(self) -> Conservation:
+        return self._state.ledger.conservation(self._settlement.pending_uj)
+
     def _describe(self) -> dict[str, Any]:
         """What a report has to know of an hour beside its counters."""
         grid = self._grid.state()
@@ -312,7 +316,7 @@ class NodeService:
             pending_uj=self._settlement.pending_uj,
             uncertainty={source.name: source.relative_uncertainty for source in self._meter.sources},
             dynamic_uncertainty={source.name: source.dynamic_uncertainty for source in self._meter.sources},
-            recent_error_ratio=self._recent.error_ratio,
+            recent_error_ratio=self._recent.error_ratio(self._conserved()),
             missing_ticks=self._meter.missing_ticks,
             missing_now=self._meter.missing_now,
             unmetered_uj=self._meter.unmetered_uj,

@@ -198,11 +198,9 @@ class Settlement:
 
     def _book(self, attribution: Attribution[Account], grams_per_kwh: float | None, elapsed_ns: int) -> None:
         """Enter a settled window into the ledger, and learn what loading adds to a dynamic joule."""
-        loaded_uj = sum(self.ledger.loaded_uj.values())
-        self.ledger.settle(attribution, grams_per_kwh, pue=self._pue, elapsed_ns=elapsed_ns)
+        loaded_uj = self.ledger.settle(attribution, grams_per_kwh, pue=self._pue, elapsed_ns=elapsed_ns)
         dynamic_uj = sum(sum(split.attributed_uj.values()) for split in attribution.splits)
         if dynamic_uj:
-            loaded_uj = sum(self.ledger.loaded_uj.values()) - loaded_uj
             self._recent_dynamic_uj = _RATE_KEEP * self._recent_dynamic_uj + dynamic_uj
             self._recent_loaded_uj = _RATE_KEEP * self._recent_loaded_uj + loaded_uj
 

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.node import wire
 from server.node.metric_table import METRICS
 from server.node.service import LOCK_FILE, PORT_FILE
+from tests.energy.trees import write_zone
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 20.0
@@ -386,3 +387,37 @@ def test_a_calibrated_machine_is_metered_by_its_own_curve(tmp_path: Path) -> Non
     with running(tmp_path / "run", 0, f"--calibration={curve}") as (node, _):
         eventually(lambda: node.value("jouleserve_energy_joules_total", domain="machine") > 0, "joules are counted")
         assert node.value("jouleserve_energy_relative_uncertainty_ratio", source="estimated") == 0.1
+
+
+def test_a_counter_that_turns_absurd_is_marked_as_missing_while_serving_goes_on(tmp_path: Path) -> None:
+    counter = write_zone(tmp_path / "powercap", "intel-rapl:0", "package-0", 10**9)
+    arguments = (f"--powercap-root={tmp_path / 'powercap'}", "--source=auto", "--tick-seconds=0.4")
+    with running(tmp_path / "run", 1, *arguments) as (node, (replica,)):
+        energy_uj = [10**9]
+
+        def drawn(joules: float) -> None:
+            energy_uj[0] += round(joules * 1e6)
+            counter.write_text(f"{energy_uj[0]}\n")
+
+        def missing() -> bool:
+            return node.value("jouleserve_energy_domain_missing", source="rapl") == 1
+
+        def drawing() -> bool:
+            drawn(20)
+            return not missing() and node.value("jouleserve_energy_joules_total", source="rapl") > 0
+
+        eventually(drawing, "the counter is metered")
+        for content in ("-5\n", "nonsense\n", f"{energy_uj[0] + 10**13}\n", None):
+            if content is not None:
+                counter.write_text(content)
+            else:
+                counter.unlink()
+            before = counters(node)
+            eventually(missing, f"{content!r} is marked as missing")
+            assert replica.answer(3) != ""
+            assert_nothing_went_back(before, node)
+            assert node.value("jouleserve_energy_joules_total", source="rapl") < 10**6
+            counter.write_text(f"{energy_uj[0]}\n")
+            eventually(drawing, "the counter came back")
+        eventually(missing, "a counter that stands still is marked as missing")
+        assert node.value("jouleserve_energy_conservation_error_ratio") == 0
