@@ -8,6 +8,7 @@ from typing import Any
 
 from compile.errors import CompileError, FloorError, GateFailed, RequirementFailed
 from compile.measure.cpu import this_cpu
+from compile.passes.average import Average
 from compile.passes.base import Artifact, Inputs, Pass, Spent
 from compile.passes.calibrate import Calibrate, calibrate_inputs
 from compile.passes.distil import Distil
@@ -32,7 +33,7 @@ from models.manifest import TargetCpu
 
 ALL = "all variants"
 # Recipe field of a floor -> the figure of an evaluation that it limits.
-_FIGURES = {"min_relative_accuracy": "relative_accuracy", "quantize.min_agreement": "agreement"}
+_FIGURES = {"min_relative_accuracy": "relative_accuracy_lower", "quantize.min_agreement": "agreement"}
 _SHARED: Mapping[Handed, str] = {"lessons": "teach", "widths": "time_widths"}
 # Pass name in a recipe -> the pass that does it, of its settings and the recipe.
 MAKE: Mapping[str, Callable[[Any, Recipe], Pass]] = {
@@ -130,6 +131,9 @@ class Line:
             begin = {"model": made[-1]} if made else {"base": self.base}
             stage = Finetune(spec, recipe.pooling, recipe.seed, recipe.max_tokens)
             made.append(self._run("teacher", stage, {"data": self.data, **begin}))
+        if recipe.average_stages:
+            stages = {f"stage {at}": stage for at, stage in enumerate(made)}
+            made.append(self._run("teacher", Average(), {"data": self.data, **stages}))
         return made
 
     def _calibrate(self, outcome: Outcome) -> Artifact | None:
@@ -209,6 +213,7 @@ class Line:
 def plan(recipe: Recipe) -> list[Work]:
     """Every (label, pass name) that a run of the recipe does if no variant fails, in order."""
     works = [("teacher", "finetune") for _ in recipe.finetune]
+    works += [("teacher", "average")] * recipe.average_stages
     works += [("teacher", "probe_forms"), (REFERENCE, "export"), (REFERENCE, "evaluate")]
     for spec in recipe.variants:
         works += [work for wanted in _shared(spec) if (work := ("teacher", _SHARED[wanted])) not in works]

@@ -53,7 +53,8 @@ class VariantSpec(Strict):
     passes: tuple[Step, ...] = ()
     """What makes it out of the teacher, in this order (see `compile.steps`). Quantizing comes last by itself."""
     min_relative_accuracy: Share = 0.0
-    """Floor: accuracy / the fp32 teacher's accuracy, same texts."""
+    """Floor: accuracy / the fp32 teacher's accuracy on the test texts, by its lower bound (paired bootstrap, one-sided
+    95 %)."""
 
     _short: bool = PrivateAttr(False)
 
@@ -139,6 +140,8 @@ class Recipe(Strict):
     finetune: tuple[FinetuneSpec, ...] = Field(default=(FinetuneSpec(),), min_length=1)
     """How the teacher is trained; several entries are stages, each going on from the one before (for instance with the
     embeddings frozen first, then all weights at a low rate)."""
+    average_stages: bool = False
+    """The teacher is the mean of its weights after each stage; wants two stages or more."""
     export: ExportSpec = Field(default_factory=ExportSpec)
     quantize: QuantizeSpec = Field(default_factory=QuantizeSpec)
     measure: MeasureSpec = Field(default_factory=MeasureSpec)
@@ -149,6 +152,12 @@ class Recipe(Strict):
     def calibrates(self) -> bool:
         """Whether temperatures and cascades are looked for; one number has no confidence."""
         return self.calibrate.enabled and self.data.task == "classification"
+
+    @model_validator(mode="after")
+    def _something_to_average(self) -> Self:
+        if self.average_stages and len(self.finetune) < 2:
+            raise ValueError("average_stages: give `finetune` two stages or more, there is nothing to average")
+        return self
 
     @field_validator("finetune", mode="before")
     @classmethod

@@ -31,7 +31,7 @@ class Evaluate(Pass):
     """
 
     name = "evaluate"
-    version = 4
+    version = 5
 
     def __init__(self, batch_rows: int, min_agreement: float, min_relative_accuracy: float) -> None:
         self.batch_rows = batch_rows
@@ -68,10 +68,10 @@ class Evaluate(Pass):
             )
         if "teacher" in inputs:
             name = "R2" if context.dataset.regression else "accuracy"
-            detail = f"{name} {meta['accuracy']:.4f}"
-            share = meta["relative_accuracy"]
-            limit = self.min_relative_accuracy
-            gates.append(Gate(f"relative {name}", share, limit, detail=detail, field="min_relative_accuracy"))
+            detail = f"{name} {meta['accuracy']:.4f}, {meta['relative_accuracy']:.4f} of the teacher's"
+            least, limit = meta["relative_accuracy_lower"], self.min_relative_accuracy
+            gate = Gate(f"lower bound of relative {name}", least, limit, detail=detail, field="min_relative_accuracy")
+            gates.append(gate)
         return gates
 
 

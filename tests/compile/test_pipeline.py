@@ -166,10 +166,11 @@ def test_a_pair_task_compiles_in_two_stages_of_training_and_its_graphs_ask_for_t
     recipe = make_recipe(tiny_base, data)
     recipe["variants"] = [{"name": "full"}]
     recipe["finetune"] = [{**recipe["finetune"], "epochs": epochs} for epochs in (2, 1)]
+    recipe["average_stages"] = True
     result = compile_recipe(parse_recipe(recipe, None, {}), Store(tmp_path / "store"), tmp_path / "work")
     manifest = result.version.manifest
     assert manifest.pair
     assert manifest.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert manifest.labels == ("0", "1")
     assert manifest.teacher_accuracy > 0.9
-    assert manifest.variant("fp32").lineage[:2] == ("finetune", "finetune")
+    assert manifest.variant("fp32").lineage[:3] == ("finetune", "finetune", "average")

@@ -200,6 +200,11 @@ def test_a_wrong_field_of_training_is_named_as_it_was_written(finetune: Any, fie
     assert caught.value.field == field
 
 
+def test_one_stage_is_nothing_to_average() -> None:
+    with pytest.raises(RecipeError, match="two stages or more"):
+        parse_recipe({**GOOD, "average_stages": True}, None, {})
+
+
 def test_a_variant_may_keep_no_layer_at_all() -> None:
     raw = {**GOOD, "variants": [{"name": "full"}, {"name": "bag", "passes": [{"drop_layers": {"layers": []}}]}]}
     recipe = parse_recipe(raw, None, {})
