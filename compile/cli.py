@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from compile.live import watched
 from compile.pipeline import Result, compile_recipe, report_path
 from compile.recipe import load_recipe
 from compile.report import PAGE, figures, main_table, write_report
+from compile.shifting import LOG, Shift, open_grid, parse_by
 from models.manifest import Manifest
 from models.store import Store, StoreError, write_atomic
 
@@ -41,6 +43,15 @@ def run(
     family: Annotated[str | None, typer.Option(help="Publish under this family name.")] = None,
     store: StoreOption = Path("var/store"),
     work: WorkOption = Path("var/work"),
+    by: Annotated[
+        str | None, typer.Option(help="Run in the cleanest hours before this time (ISO 8601, or +12h); needs --grid.")
+    ] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="uk, electricity_maps:ZONE, or a CSV of UTC times and gCO2e/kWh, replayed.")
+    ] = None,
+    grid_secret_file: Annotated[Path | None, typer.Option(help="File that holds the provider's token.")] = None,
+    grid_start: Annotated[str | None, typer.Option(help="Where the replay begins (its first row).")] = None,
+    grid_speed: Annotated[float, typer.Option(min=0.001, help="Replayed seconds in a real one.")] = 1.0,
 ) -> None:
     """Compile a recipe and publish it; go on where an earlier run stopped; say so if it is published already."""
     began = time.monotonic()
@@ -49,8 +60,20 @@ def run(
     loaded = load_recipe(recipe, {name: value for name, value in given.items() if value is not None})
     origin = loaded.base if isinstance(loaded.base, str) else f"scratch:{loaded.base.scratch}"
     console.print(f"compiling {loaded.family} (data {escape(loaded.data.source)}, base {escape(origin)})")
+    if (by is None) != (grid is None):
+        raise InputError("--by", "goes with --grid, and one of them is missing", "give both, or neither")
     with watched(console) as reporter:
-        result = compile_recipe(loaded, Store(store), work, reporter)
+        shift = None
+        if by is not None and grid is not None:
+            ladder = open_grid(grid, grid_start, grid_speed, grid_secret_file, work / "grid-cache.json")
+            shift = Shift(ladder, parse_by(by, ladder.now()), reporter, _say(console), work / LOG, speed=grid_speed)
+        try:
+            result = compile_recipe(loaded, Store(store), work, reporter, shift)
+        finally:
+            if shift is not None:
+                shift.close()
+    if shift is not None:
+        _say(console)(shift.conclude())
     _conclude(console, result, store, time.monotonic() - began)
 
 
@@ -107,6 +130,10 @@ def data(
         writer.writerow([text, dataset.labels[int(label)], *([second] if second is not None else [])])
     write_atomic(out, lines.getvalue().encode())
     typer.echo(f"{len(chosen)} texts of {dataset.name} ({split}): {out}")
+
+
+def _say(console: Console) -> Callable[[str], None]:
+    return lambda line: console.print(line, soft_wrap=True, markup=False)
 
 
 def _conclude(console: Console, result: Result, store: Path, seconds: float) -> None:

@@ -20,6 +20,7 @@ from compile.measure.cpu import this_cpu
 from compile.passes.base import Artifact, Context
 from compile.recipe import Recipe
 from compile.runner import Reporter, Runner, Silent, exclusive
+from compile.shifting import Shift
 from compile.versions import library_versions
 from models.manifest import TargetCpu
 from models.store import NotFound, Store, StoreError, Version
@@ -58,8 +59,10 @@ def run_key(recipe: Recipe, dataset_digest: str, base: Base, cpu: TargetCpu) -> 
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def compile_recipe(recipe: Recipe, store: Store, work: Path, reporter: Reporter | None = None) -> Result:
-    """Compile and publish a recipe, or find that it was.
+def compile_recipe(
+    recipe: Recipe, store: Store, work: Path, reporter: Reporter | None = None, shift: Shift | None = None
+) -> Result:
+    """Compile and publish a recipe, or find that it was. A `shift` is the reporter then, and waits between passes.
 
     Raises InputError: for the recipe, its data or base before anything is written; for a floor that nothing meets or a
     store or work folder that cannot be written, with the store as it was. GateFailed if full quality misses a gate that
@@ -77,7 +80,7 @@ def compile_recipe(recipe: Recipe, store: Store, work: Path, reporter: Reporter 
     _check_writable("work", work)
     try:
         with exclusive(work):
-            return _compile(recipe, key, dataset, base, cpu, store, work, reporter or Silent())
+            return _compile(recipe, key, dataset, base, cpu, store, work, shift or reporter or Silent(), shift)
     except Exception as error:
         named = storage_error(error, store.root, work)
         if named is None:
@@ -86,7 +89,15 @@ def compile_recipe(recipe: Recipe, store: Store, work: Path, reporter: Reporter 
 
 
 def _compile(
-    recipe: Recipe, key: str, dataset: Dataset, base: Base, cpu: TargetCpu, store: Store, work: Path, reporter: Reporter
+    recipe: Recipe,
+    key: str,
+    dataset: Dataset,
+    base: Base,
+    cpu: TargetCpu,
+    store: Store,
+    work: Path,
+    reporter: Reporter,
+    shift: Shift | None,
 ) -> Result:
     # Torch and the onnx tools take seconds to import.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -102,7 +113,8 @@ def _compile(
     context = Context(dataset, base, recipe.seed, recipe.threads, recipe.max_tokens, recipe.measure.batch_rows)
     data = Artifact("data", "data", dataset.digest(), Path())
     weights = Artifact("base", "base", base.digest, base.path)
-    outcome = Line(recipe, Runner(work, context, reporter), cpu, data, weights).run()
+    runner = Runner(work, context, reporter) if shift is None else Runner(work, context, reporter, shift.pause)
+    outcome = Line(recipe, runner, cpu, data, weights).run()
     version = publish(recipe, key, outcome, context, cpu, position_limit(base), store, work / STAGING)
     report = write_report(version, report_path(store, version))
     failures = {c.name: c.reason for c in outcome.candidates if c.reason is not None}

@@ -83,6 +83,12 @@ class Forecast:
         expected.append(self._of_running())
         return sum(e for e in expected if e is not None), None not in expected
 
+    def at_most(self, unseen_s: float) -> float:
+        """Seconds left before the running pass has begun its work, one that was never seen counted as `unseen_s`."""
+        works = self._to_come if self._running is None else [self._running, *self._to_come]
+        expected = [self._expected(work) for work in works]
+        return sum(unseen_s if seconds is None else seconds for seconds in expected)
+
     def _expected(self, work: Work) -> float | None:
         if work in self.past:
             return self.past[work]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +90,10 @@ def artifact_key(a_pass: Pass, inputs: Inputs) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
+def _go_on() -> None:
+    """Waits for nothing."""
+
+
 @dataclass
 class Runner:
     """Runs passes for one context, each at most once."""
@@ -97,6 +101,8 @@ class Runner:
     work: Path
     context: Context
     reporter: Reporter = field(default_factory=Silent)
+    pause: Callable[[], None] = _go_on
+    """Called before each pass that is not in the cache; may wait."""
 
     @property
     def cache(self) -> Path:
@@ -117,6 +123,7 @@ class Runner:
         if found is not None:
             self.reporter.finished(label, a_pass.name, 0.0, True)
             return Artifact(a_pass.name, label, key, folder, found["meta"], Spent(**found["spent"]))
+        self.pause()
         began = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +37,7 @@ class GridChoice:
     replay_path: Path | None = None
     replay_speed: float = 1.0
     replay_start: datetime | None = None
+    replay_began: datetime | None = None
     replay_forecast_path: Path | None = None
     username: str | None = None
     secret: Callable[[], str] | None = None
@@ -102,6 +104,11 @@ def _replay(choice: GridChoice) -> ReplayProvider:
         raise BadChoice("replay_forecast_path", str(error)) from None
     try:
         zone = choice.zone or path.name.split(".")[0]
-        return ReplayProvider(read_recording(path), zone, choice.replay_speed, choice.replay_start, forecasts=forecasts)
+        clock, began_s = time.monotonic, None
+        if choice.replay_began is not None:  # a time of the real clock, which alone outlives this process
+            clock, began_s = time.time, choice.replay_began.timestamp()
+        return ReplayProvider(
+            read_recording(path), zone, choice.replay_speed, choice.replay_start, clock, forecasts, began_s
+        )
     except BadRecording as error:
         raise BadChoice("replay_path", str(error)) from None

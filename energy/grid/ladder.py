@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -102,6 +102,10 @@ class Ladder:
     def forecast(self) -> Sequence[Intensity]:
         """See `Outlook`."""
         return self._memory.ahead(self.now(), self._limits.forecast_max_age_s)
+
+    def learn(self, past: Iterable[Intensity]) -> None:
+        """Take readings of before for the hours that nothing is known of."""
+        self._memory.learn(past, self._limits.history_days)
 
     async def read(self) -> Outcome:
         """The best reading there is now. Raises nothing but cancellation."""

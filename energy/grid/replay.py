@@ -128,15 +128,17 @@ class ReplayProvider:
         start: datetime | None = None,
         clock: Callable[[], float] = time.monotonic,
         forecasts: Forecasts | None = None,
+        began_s: float | None = None,
     ) -> None:
-        """`forecasts` are what was issued at the time; without them there are none."""
+        """`forecasts` are what was issued at the time; without them there are none. `began_s` is when, by `clock`, the
+        playing began; None for now."""
         self.zone = zone
         self._forecasts = forecasts or {}
         self._issues = sorted(self._forecasts)
         self._recording = recording
         self._speed = speed
         self._clock = clock
-        self._began_s = clock()
+        self._began_s = clock() if began_s is None else began_s
         begin = recording.start if start is None else start
         if not recording.start <= begin < recording.start + recording.length:
             end = format_utc(recording.start + recording.length)
@@ -151,13 +153,26 @@ class ReplayProvider:
         played = self._offset + timedelta(seconds=(self._clock() - self._began_s) * self._speed)
         return self._recording.start + played % self._recording.length
 
+    def past(self, days: int) -> tuple[Intensity, ...]:
+        """The rows of the days before the time that is being played, oldest first: a recording has its own past."""
+        now = self.now()
+        first = bisect_right(self._recording.times, now - timedelta(days=days))
+        stop = bisect_right(self._recording.times, now - self._recording.step)
+        return tuple(
+            Intensity(self.zone, self.name, moment, grams, "replay")
+            for moment, grams in zip(
+                self._recording.times[first:stop], self._recording.grams_per_kwh[first:stop], strict=True
+            )
+            if grams is not None
+        )
+
     async def latest(self) -> Intensity:
         """The row being played. Raises NoData in a gap."""
         moment, grams_per_kwh = self._recording.at(self.now())
         return Intensity(self.zone, self.name, moment, grams_per_kwh, "replay")
 
     async def history(self) -> tuple[Intensity, ...]:
-        """None: the recording's past is not what the ladder saw of it."""
+        """None: the recording's past is not what the ladder saw of it. Whoever may know it asks for `past`."""
         return ()
 
     async def forecast(self) -> tuple[Intensity, ...]:
