@@ -7,7 +7,7 @@ DEMO_EXTRAS := compile,loadtest
 DEV_EXTRAS := compile,loadtest,grpc,otel,redis,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench bench-peers bench-compile bench-policies runtimes peers load load-compare chaos soak fuzz \
+.PHONY: demo test check bench bench-peers bench-compile bench-policies bench-jobs runtimes peers load load-compare chaos soak fuzz \
   protos lock clean
 
 demo: $(VENV)/.ready-demo  ## compile the demo family, serve it, send load through a replayed grid day, show the joules
@@ -45,6 +45,10 @@ $(PEERS)/.ready: loadtest/peers/requirements.lock
 
 bench-policies: $(VENV)/.ready-demo  ## the shaping policies on recorded grids; DATA=folder that holds carbon/
 	@$(BIN)/python -m server.replay.study $(DATA) $(POLICIES)
+
+JOBS_GRID ?= $(DATA)/carbon/DE_2020_2021_hourly.csv.gz
+bench-jobs: $(VENV)/.ready-demo  ## 1,000 jobs over a replayed week on a server that is killed five times
+	@$(BIN)/python -m loadtest.jobs_bench $(JOBS_GRID) $(JOBS)
 
 fuzz: $(VENV)/.ready-dev  ## 10,000 made-up HTTP requests and 10,000 over gRPC; no undocumented answer, and it lives
 	@$(BIN)/python -m loadtest.fuzz $(FUZZ)

@@ -14,6 +14,7 @@ from energy.calibration import CalibrationError
 from models.store import Store, StoreError
 from server.addresses import joined
 from server.config import LoadedSettings, SettingsError, load
+from server.jobs.command import app as jobs_app
 from server.logs import set_up_logging
 from server.replay.errors import ReplayError
 from server.report.errors import ReportError
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="Look at and choose published versions.")
 app.add_typer(models_app, name="models")
+app.add_typer(jobs_app, name="jobs")
 console = Console()
 errors = Console(stderr=True)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,17 @@ from typing import Any
 import ray
 import structlog
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from models.store import write_atomic
 from server.conductor import Conductor, absolute
 from server.config import load
 from server.deployment import ReplicaActor, replica_options
+from server.engine.errors import NotReady
 from server.exposure import check_exposure
+from server.jobs.calls import JobsCalls, answer
+from server.jobs.desk import open_desk
 from server.logs import set_up_logging
 from server.node.figures import Figures, ask_node
 from server.node.grid_state import FILE_NAME as GRID_FILE
@@ -34,6 +39,8 @@ CONDUCTOR = "conductor"
 FIRST_NEWS_TIMEOUT_S = 120.0
 NEWS_TIMEOUT_S = 10.0
 GRID_AGAIN_S = 300.0
+MAX_CALLS = 10_000
+"""Replicas wait for jobs in calls of their own, some for each of them."""
 HEAD_NODE = {"node:__internal_head__": 0.001}
 MACHINE_VARIABLES = {name: f"{ENV_PREFIX}SERVER__{name.upper()}" for name in ("run_dir", "metrics_port")}
 """What a machine may have of its own: set in its environment, it goes before the application's settings."""
@@ -54,6 +61,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "resources": HEAD_NODE},
         health_check_period_s=5,
+        max_ongoing_requests=MAX_CALLS,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     replicas = serve.deployment(_Replica).options(name="replicas", **replica_options(settings))
@@ -79,7 +87,9 @@ class _ConductorActor:
         )
         await self._conductor.look()
         self._conductor.deployed = True
-        self._job = asyncio.create_task(self._conductor.run())
+        self._desk = open_desk(settings, self._conductor.outlook)
+        running = [self._conductor.run()] if self._desk is None else [self._conductor.run(), self._desk.run()]
+        self._job = asyncio.gather(*running)
 
     async def news(self, machine: str, figures: dict[str, Any] | None) -> dict[str, Any]:
         """The orders in force and, for the other machines, the grid. `figures` are those of the asker's machine."""
@@ -87,6 +97,12 @@ class _ConductorActor:
             self._figures[machine] = Figures(**figures)
         grid = None if machine == self._machine else await asyncio.to_thread(_read, self._grid_file)
         return {"orders": self._conductor.orders.to_user_config(), "grid": grid}
+
+    async def jobs(self, method: str, arguments: list[Any]) -> list[Any]:
+        """A call for the jobs, which this actor owns (see `server.jobs.calls`)."""
+        if self._desk is None:
+            return ["error", NotReady.__name__, "jobs: are switched off", None]
+        return await answer(self._desk, method, arguments)
 
     async def check_health(self) -> None:
         """Raises when this actor should be replaced."""
@@ -96,12 +112,30 @@ class _ConductorActor:
     async def __del__(self) -> None:
         self._job.cancel()
         await asyncio.gather(self._job, return_exceptions=True)
+        if self._desk is not None:
+            await self._desk.close()
 
     async def _hand_over(self, orders: Orders) -> None:
         """Nothing to do: `news` says what `Conductor.orders` holds."""
 
     async def _ask(self) -> Figures | None:
         return total(self._figures.values())
+
+
+class _ConductorCalls(JobsCalls):
+    """The way to the jobs over Serve's handle of the conductor. Leases of a machine that dies run out by themselves."""
+
+    def __init__(self, conductor: Any) -> None:
+        self._conductor = conductor
+
+    async def carry(self, method: str, arguments: Sequence[Any], timeout_s: float) -> Sequence[Any]:
+        """See `JobsCalls`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                reply: list[Any] = await self._conductor.jobs.remote(method, list(arguments))
+        except (TimeoutError, RayError, RayServeException) as error:
+            raise NotReady("jobs: their owner cannot be reached; ask again in a moment") from error
+        return reply
 
 
 @serve.ingress()
@@ -111,7 +145,7 @@ class _Replica(ReplicaActor):
     async def __init__(self, tree: dict[str, Any], conductor: Any) -> None:  # type: ignore[misc]  # Serve awaits it
         settings = _of_this_machine(tree)
         settings.server.run_dir.mkdir(parents=True, exist_ok=True)
-        super().__init__(settings, driven=False)
+        super().__init__(settings, driven=False, jobs=lambda: _ConductorCalls(conductor))
         self._conductor = conductor
         self._machine = ray.get_runtime_context().get_node_id()
         self._grid: tuple[str, float] = ("", 0.0)

@@ -49,7 +49,9 @@ def absolute(settings: Settings) -> Settings:
     energy = settings.energy.model_copy(update={"node_dir": node_dir and node_dir.resolve()})
     password = settings.cache.redis_password_file
     cache = settings.cache.model_copy(update={"redis_password_file": password and password.absolute()})
-    return settings.model_copy(update={"server": server, "model": model, "cache": cache, "energy": energy})
+    jobs = settings.jobs.model_copy(update={"path": settings.jobs.path and settings.jobs.path.absolute()})
+    changed = {"server": server, "model": model, "cache": cache, "energy": energy, "jobs": jobs}
+    return settings.model_copy(update=changed)
 
 
 class Conductor:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from ray.exceptions import RayActorError
 from server import lean_ray
 from server.config_problems import SettingsError
 from server.fast_lane import open_fast_lane
+from server.jobs.port import JobsPort
 from server.lean import APP_NAME, ray_init_arguments
 from server.logs import set_up_logging
 from server.orders import Orders
@@ -33,15 +35,16 @@ log = structlog.get_logger(__name__)
 class ReplicaActor:
     """The replica inside a Serve actor; `serve.ingress()` makes a deployment of what is made of it."""
 
-    def __init__(self, settings: Settings, *, driven: bool = True) -> None:
-        """`driven`: the node process was told of a driver, below which this process is."""
+    def __init__(self, settings: Settings, *, driven: bool = True, jobs: Callable[[], JobsPort] | None = None) -> None:
+        """`driven`: the node process was told of a driver, below which this process is. `jobs`: see `Replica`."""
         # Here, so that the driver, which only ships this class, does not load the runtime.
         from server.replica import Replica
 
         lean_ray.in_replica()
         self._settings = settings
         set_up_logging(settings.server.log_level)  # a process of its own, which knows nothing of the command's
-        self._replica = Replica(settings, parent_is_root=not driven or settings.energy.node_dir is not None)
+        apart = not driven or settings.energy.node_dir is not None
+        self._replica = Replica(settings, jobs=jobs, parent_is_root=apart)
         self._lane: asyncio.Task[bool] | None = None
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -20,6 +20,7 @@ from server.api.fast_http import FastHttp
 from server.conductor import Conductor, absolute
 from server.exposure import check_exposure
 from server.fit import FitWatch
+from server.jobs.desk import JobDesk, open_desk
 from server.lifetime import Say, check_ports, run_until, take_signals
 from server.node.child import node_settings
 from server.node.figures import Figures
@@ -46,7 +47,7 @@ class Edge:
         self._conductor = Conductor(self._settings, self._hand_over, say)
         check_ports(self._settings)
         check_exposure(self._settings, say)
-        self._replica = Replica(self._settings, self._conductor.opened)
+        self._replica: Replica | None = None
 
     async def run(self) -> None:
         """Start, serve until SIGINT, SIGTERM or SIGHUP, answer what was accepted, stop."""
@@ -57,11 +58,14 @@ class Edge:
         except (AlreadyRunning, SourceUnavailable, CoefficientError, CalibrationError) as error:
             raise StartError(str(error)) from error
         metering = asyncio.create_task(node.run())
+        desk: JobDesk | None = None
         try:
             await self._conductor.look()
+            desk = open_desk(self._settings, self._conductor.outlook)
+            self._replica = Replica(self._settings, self._conductor.opened, None if desk is None else lambda: desk)
             await self._replica.obey(self._conductor.orders)
             self._conductor.deployed = True
-            http = self._http_server()
+            http = self._http_server(self._replica)
             serving = asyncio.create_task(http.serve())
             await _wait_started(http, serving)
             take_signals(self._stopping.set)  # uvicorn has taken them for itself at its start
@@ -70,7 +74,8 @@ class Edge:
             if server.grpc_port is not None:
                 self._say(f"gRPC: {server.host}:{server.grpc_port}")
             fit = FitWatch(partial(_figures, node), self._say, edge=True)
-            await run_until(self._stopping, self._conductor.run(), asyncio.shield(metering), fit.run())
+            planning = [] if desk is None else [desk.run()]
+            await run_until(self._stopping, self._conductor.run(), asyncio.shield(metering), fit.run(), *planning)
             await fit.end()
             self._say("stopping: answering what was accepted")
             await asyncio.sleep(ACCEPT_GRACE_S)
@@ -79,19 +84,23 @@ class Edge:
                 await asyncio.wait_for(serving, server.drain_timeout_s)
         finally:
             try:
-                await self._replica.stop()
+                if self._replica is not None:
+                    await self._replica.stop()
+                if desk is not None:
+                    await desk.close()
             finally:
                 node.stopping.set()
                 await metering
             self._say("stopped")
 
     async def _hand_over(self, orders: Any) -> None:
+        assert self._replica is not None
         await self._replica.obey(orders)
 
-    def _http_server(self) -> uvicorn.Server:
+    def _http_server(self, replica: Replica) -> uvicorn.Server:
         server = self._settings.server
         config = uvicorn.Config(
-            self._replica.app,  # type: ignore[arg-type]
+            replica.app,  # type: ignore[arg-type]
             host=server.host,
             port=server.port,
             lifespan="off",
@@ -100,7 +109,7 @@ class Edge:
             proxy_headers=False,
         )
         config.load()
-        config.http_protocol_class = partial(FastHttp, self._replica.replies, config.http_protocol_class)  # type: ignore[assignment, arg-type]
+        config.http_protocol_class = partial(FastHttp, replica.replies, config.http_protocol_class)  # type: ignore[assignment, arg-type]
         return uvicorn.Server(config)
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from models.store import Store, StoreError, Version
 from server.admin import Admin
-from server.api.app import App, Replies
+from server.api.app import App, JobsIntake, Replies
 from server.config_problems import SettingsError
 from server.console.data import console_data
 from server.engine.batching import BatchLimits
@@ -22,6 +23,9 @@ from server.engine.errors import EngineError
 from server.engine.family import Family, load_family
 from server.engine.second_level import SecondLevel
 from server.exposure import make_admin_guard, make_guard
+from server.jobs.link import JobsLink
+from server.jobs.port import JobsPort
+from server.jobs.worker import LOOPS, JobWorker
 from server.orders import Orders
 from server.settings import Settings
 from server.shaping.policy import CLASSES, DialState
@@ -39,9 +43,16 @@ log = structlog.get_logger(__name__)
 class Replica:
     """Everything that answers requests in one process."""
 
-    def __init__(self, settings: Settings, verified: Version | None = None, *, parent_is_root: bool = False) -> None:
-        """`verified` is a version that this process has opened already: its digests need not be computed twice.
-        `parent_is_root`: see `NodeLink`."""
+    def __init__(
+        self,
+        settings: Settings,
+        verified: Version | None = None,
+        jobs: Callable[[], JobsPort] | None = None,
+        *,
+        parent_is_root: bool = False,
+    ) -> None:
+        """`verified` is a version that this process has opened already: its digests need not be computed twice. `jobs`
+        makes a way to the jobs' owner; None for the socket in the run folder. `parent_is_root`: see `NodeLink`."""
         self._settings = settings
         self._verified = verified
         self._store = Store(settings.model.store)
@@ -56,6 +67,9 @@ class Replica:
         self.replies: Replies | None = None
         self.app: App | None = None
         self._rpc: RpcServer | None = None
+        self._way = jobs
+        self._links: list[JobsLink] = []
+        self._jobs: asyncio.Task[None] | None = None
 
     async def obey(self, orders: Orders) -> None:
         """Start by the first orders, then follow each later ones."""
@@ -97,7 +111,7 @@ class Replica:
         )
         server = self._settings.server
         self.replies = Replies(
-            self.engine, self.link, server.max_body_bytes, self.usage, make_guard(server), self._tracer
+            self.engine, self.link, server.max_body_bytes, self.usage, make_guard(server), self._tracer, self._intake()
         )
         self.app = App(
             self.replies,
@@ -119,6 +133,20 @@ class Replica:
             await self._rpc.start()
         await self.link.start()
         self._staffing.begin(engine)
+        if self.replies.jobs is not None:
+            worker = JobWorker([self._jobs_port() for _ in range(LOOPS)], engine, self.link)
+            self._jobs = asyncio.create_task(worker.run())
+
+    def _intake(self) -> JobsIntake | None:
+        jobs = self._settings.jobs
+        return JobsIntake(self._jobs_port(), jobs.max_body_bytes, jobs.max_texts_per_job) if jobs.enabled else None
+
+    def _jobs_port(self) -> JobsPort:
+        """A way of its own to the jobs' owner."""
+        if self._way is not None:
+            return self._way()
+        self._links.append(JobsLink(self._settings.server.run_dir))
+        return self._links[-1]
 
     async def _reconfigure(self, engine: Engine, orders: Orders) -> None:
         """Take new orders without losing a request. A version that is corrupt or will not load is refused: the one in
@@ -141,6 +169,7 @@ class Replica:
     async def stop(self) -> None:
         """Answer what was accepted, then end."""
         await self._staffing.stop()
+        await self._stop_jobs()
         if self._rpc is not None:
             await self._rpc.say_stopping()
         if self.engine is not None:
@@ -157,6 +186,14 @@ class Replica:
     def _tunables(self) -> dict[str, Any]:
         assert self._orders is not None
         return self._orders.tunables.to_user_config()
+
+    async def _stop_jobs(self) -> None:
+        """What is being computed for jobs is given back."""
+        if self._jobs is not None:
+            self._jobs.cancel()
+            await asyncio.gather(self._jobs, return_exceptions=True)
+        for link in self._links:
+            await link.close()
 
     def status(self) -> dict[str, Any]:
         """What `/info` says beyond the family."""

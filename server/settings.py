@@ -8,16 +8,17 @@ from __future__ import annotations
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from energy.grid.choice import ProviderName
 from energy.grid.signal import Measure
+from server.job_settings import JobsSettings
+from server.section import MIB, Section
 
 ENV_PREFIX = "JOULESERVE_"
-MIB = 1024 * 1024
 
 THRESHOLDS = frozenset({"dirty_above_grams_per_kwh", "clean_below_grams_per_kwh"})
 """Fields of `ShapingSettings` that choose the `threshold` policy, if none is chosen beside them."""
@@ -32,22 +33,6 @@ PolicyName = Annotated[
 def _words(value: Any) -> Any:
     """A list may be given as text, on the command line."""
     return [word for word in value.replace(",", " ").split() if word] if isinstance(value, str) else value
-
-
-class Section(BaseModel):
-    """A group of settings: unknown keys are errors, values do not change once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean_numbers(cls, value: Any, info: Any) -> Any:
-        # pydantic reads true as 1: `port: yes` would bind port 1.
-        annotation = cls.model_fields[info.field_name].annotation
-        numbers = {int, float} & {annotation, *get_args(annotation)}
-        if isinstance(value, bool) and numbers:
-            raise ValueError("a yes/no value where a number belongs; give a number")
-        return value
 
 
 class ServerSettings(Section):
@@ -319,6 +304,9 @@ class GridSettings(Section):
     `min_dwell_s` too."""
     replay_start: datetime | None = None
     """UTC time in the recording to start from; null starts at its first row."""
+    replay_began: datetime | None = None
+    """UTC time of the real clock at which `replay_start` was played; null takes the server's start. With it, a server
+    that is restarted goes on in the recording where it would be, as jobs want it."""
     replay_forecast_path: Path | None = None
     """CSV (or .csv.gz) of issued_utc, target_utc and forecast, as they were issued at the time; null has none."""
     base_url: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$")
@@ -411,6 +399,7 @@ class Settings(BaseSettings):
     grid: GridSettings = GridSettings()
     energy: EnergySettings = EnergySettings()
     tracing: TracingSettings = TracingSettings()
+    jobs: JobsSettings = JobsSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -434,6 +423,11 @@ class Settings(BaseSettings):
     def grid_cache_path(self) -> Path:
         """File of the last grid readings."""
         return self.grid.cache_path or self.server.run_dir / "grid-cache.json"
+
+    @property
+    def jobs_path(self) -> Path:
+        """SQLite file of the jobs."""
+        return self.jobs.path or self.server.run_dir / "jobs.sqlite"
 
     @property
     def policy_state_path(self) -> Path | None:

@@ -17,6 +17,8 @@ import structlog
 from server.conductor import Conductor, absolute
 from server.exposure import check_exposure
 from server.fit import FitWatch
+from server.jobs.desk import JobDesk, open_desk
+from server.jobs.link import JobsListener
 from server.lean import InnerPorts, lean_environment, proxy_dir, write_haproxy_wrapper
 from server.lifetime import Say, check_ports, deaf_to_hangup, run_until, take_signals
 from server.node.child import NodeChild
@@ -46,6 +48,8 @@ class Supervisor:
         check_exposure(self._settings, say)
         self._node = NodeChild(self._settings) if self._settings.energy.node_dir is None else None
         self._fit = FitWatch(self._figures, say, edge=False)
+        self._desk: JobDesk | None = None
+        self._listener: JobsListener | None = None
 
     async def run(self) -> None:
         """Start, serve until SIGINT, SIGTERM or SIGHUP, stop. Raises StartError if something does not come up."""
@@ -54,6 +58,7 @@ class Supervisor:
         try:
             await self._start_node()
             await self._conductor.look()
+            await self._open_jobs()
             # On the main thread, and with nothing else to do meanwhile: Ray sets signal handlers of its own there,
             # under which SIGTERM would end this process at once; ours take their place again.
             with deaf_to_hangup():
@@ -63,10 +68,12 @@ class Supervisor:
             self._say(f"answering: http://{_address(self._settings, 'port')}/predict")
             if self._settings.server.grpc_port is not None:
                 self._say(f"gRPC: {_address(self._settings, 'grpc_port')}")
-            jobs = [self._conductor.run(), self._fit.run()]
+            running = [self._conductor.run(), self._fit.run()]
             if self._node is not None:
-                jobs.append(self._node.keep_alive())
-            await run_until(self._stopping, *jobs)
+                running.append(self._node.keep_alive())
+            if self._desk is not None:
+                running.append(self._desk.run())
+            await run_until(self._stopping, *running)
             await self._fit.end()
         finally:
             await self._stop()
@@ -77,6 +84,13 @@ class Supervisor:
             return
         await self._node.start()
         self._say(f"energy and metrics: http://{_address(self._settings, 'metrics_port')}/metrics")
+
+    async def _open_jobs(self) -> None:
+        """This process owns the jobs; replicas ask it. Raises StartError."""
+        self._desk = open_desk(self._settings, self._conductor.outlook)
+        if self._desk is not None:
+            self._listener = JobsListener(self._run_dir, self._desk)
+            await self._listener.start()
 
     async def _figures(self) -> Figures | None:
         return await ask_node(self._settings.server.host, self._settings.server.metrics_port)
@@ -136,6 +150,10 @@ class Supervisor:
         module: Any = sys.modules.get("server.deployment")
         if module is not None:
             await asyncio.to_thread(self._stop_ray, module)
+        if self._listener is not None:
+            await self._listener.close()
+        if self._desk is not None:
+            await self._desk.close()
         if self._node is not None:
             await self._node.stop()
         shutil.rmtree(proxy_dir(self._run_dir), ignore_errors=True)

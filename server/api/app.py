@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
@@ -38,6 +38,7 @@ from server.engine.engine import Answer, Engine, UsageSink, never_gone
 from server.engine.errors import ClientGone, EngineError, NotReady
 from server.engine.family import Family
 from server.guard import Guard, Unauthenticated
+from server.jobs.port import JobsPort
 from server.shaping.policy import QualityClass
 from server.tracing import RequestTrace, Tracer
 
@@ -46,6 +47,7 @@ log = structlog.get_logger(__name__)
 RELEASE = version("jouleserve")
 BODILESS = {"GET", "HEAD", "OPTIONS"}
 PROBES = {"/health", "/live"}
+JOBS_PATH = "/jobs"
 OPEN_PATHS = PROBES | {
     *("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"),
     *("/console", "/console/data"),
@@ -61,6 +63,14 @@ class Joules(Protocol):
     sources: tuple[str, ...]
 
 
+class JobsIntake(NamedTuple):
+    """Who keeps the jobs, and the largest body and most texts of one."""
+
+    port: JobsPort
+    max_body_bytes: int
+    max_texts: int
+
+
 class Replies:
     """Turns a `/predict` body into a reply; knows no protocol."""
 
@@ -72,10 +82,13 @@ class Replies:
         usage: UsageSink,
         guard: Guard | None = None,
         tracer: Tracer | None = None,
+        jobs: JobsIntake | None = None,
     ) -> None:
-        """`usage` is told of what never reaches the engine; without `guard` and `tracer` there is nothing of theirs."""
+        """`usage` is told of what never reaches the engine; without `guard`, `tracer` and `jobs` there is nothing of
+        theirs."""
         self.engine = engine
         self.max_body_bytes = max_body_bytes
+        self.jobs = jobs
         self.intake = Intake(max_body_bytes)
         self.guard = guard
         self.tracer = tracer
@@ -240,7 +253,10 @@ class App:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """The whole body, whatever the route. Raises BodyTooLarge, SlowRequest or ClientGone."""
+        jobs = self._replies.jobs
         most = self._replies.max_body_bytes
+        if jobs is not None and scope["path"] == JOBS_PATH:
+            most = jobs.max_body_bytes
         if declares_more_than(scope, most):
             raise body_too_large(most)
         return await read_body(receive, most, READ_TIMEOUT_S)

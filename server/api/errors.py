@@ -19,6 +19,7 @@ from server.engine.errors import (
     Overloaded,
 )
 from server.guard import RateLimited, Unauthenticated
+from server.jobs.errors import JobConflict, UnknownJob
 
 
 class MalformedRequest(EngineError):
@@ -46,12 +47,16 @@ class ErrorRow(NamedTuple):
     grpc_code: str
 
 
+JOB_ERRORS = (UnknownJob, JobConflict)
+"""Errors that only `/jobs` knows."""
 ERRORS: dict[type[EngineError], ErrorRow] = {
     EmptyInput: ErrorRow(400, "Empty", "INVALID_ARGUMENT"),
     Unauthenticated: ErrorRow(401, "Unauthenticated", "UNAUTHENTICATED"),
     AdminClosed: ErrorRow(403, "Forbidden", "PERMISSION_DENIED"),
     UnknownModel: ErrorRow(404, "NotFound", "NOT_FOUND"),
+    UnknownJob: ErrorRow(404, "NotFound", "NOT_FOUND"),
     SlowRequest: ErrorRow(408, "Timeout", "DEADLINE_EXCEEDED"),
+    JobConflict: ErrorRow(409, "Conflict", "FAILED_PRECONDITION"),
     BodyTooLarge: ErrorRow(413, "Validation", "RESOURCE_EXHAUSTED"),  # as gRPC says of a message over its limit
     InputTooLarge: ErrorRow(413, "Validation", "INVALID_ARGUMENT"),
     MalformedRequest: ErrorRow(422, "Validation", "INVALID_ARGUMENT"),

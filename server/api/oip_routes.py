@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
 from server.api.asking import Client, ask
-from server.api.errors import MalformedRequest
+from server.api.errors import JOB_ERRORS, MalformedRequest
 from server.api.http import Headers, head_of, header, watcher
 from server.api.oip import check_model, make_outputs
 from server.api.oip_json import model_metadata, parse_infer, render_infer, server_metadata
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HEADER_LENGTH = "Inference-Header-Content-Length"
 Name = Annotated[str, Path(description="name of the family that is served")]
 Version = Annotated[str, Path(description="version that is served")]
-_ERRORS = error_responses()
+_ERRORS = error_responses(*JOB_ERRORS)
 _MODEL_ERRORS: dict[int | str, Any] = {"404": _ERRORS["404"]}
 _READY_ERRORS: dict[int | str, Any] = {"503": _ERRORS["503"]}
 _BODY = {

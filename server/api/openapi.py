@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.app import OPEN_PATHS
-from server.api.errors import ERRORS, BodyTooLarge, SlowRequest, UnknownModel
+from server.api.errors import ERRORS, JOB_ERRORS, BodyTooLarge, SlowRequest, UnknownModel
 from server.engine.engine import Engine
 from server.engine.errors import EngineError
 from server.guard import Unauthenticated
@@ -61,8 +61,8 @@ _REPLY_HEADERS = {
 }
 
 
-def describe(app: FastAPI, engine: Engine, *, needs_key: bool) -> None:
-    """Complete the app's OpenAPI document."""
+def describe(app: FastAPI, engine: Engine, more: dict[str, Any], *, needs_key: bool) -> None:
+    """Complete the app's OpenAPI document; `more` are schemas of other routes."""
     original = app.openapi
 
     def document() -> dict[str, Any]:
@@ -73,6 +73,7 @@ def describe(app: FastAPI, engine: Engine, *, needs_key: bool) -> None:
             schemas = components.setdefault("schemas", {})
             for model in (PredictBody, Prediction, ErrorBody):
                 schemas[model.__name__] = model.model_json_schema()
+            schemas.update(more)
             schemas["PredictBody"]["properties"]["inputs"].update(_inputs(engine))
             for path, operations in schema["paths"].items():
                 for method, operation in operations.items():
@@ -152,7 +153,7 @@ def _operation() -> dict[str, Any]:
             "content": {"application/json": {"schema": {"oneOf": [single, {"type": "array", "items": single}]}}},
         }
     }
-    responses.update(error_responses(UnknownModel))  # /predict names no model
+    responses.update(error_responses(UnknownModel, *JOB_ERRORS))  # /predict names neither
     return {
         "summary": "Classify texts",
         "operationId": "predict",

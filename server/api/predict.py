@@ -49,27 +49,29 @@ def parse_predict(body: bytes, max_texts: int) -> PredictRequest:
     unknown = document.keys() - FIELDS
     if unknown:
         raise MalformedRequest(f"{min(unknown)[:40]}: unknown field; known are {', '.join(sorted(FIELDS))}")
-    texts, batch = _parse_inputs(document["inputs"], max_texts)
-    side = _parse_side(document.get("truncation_direction", "right"))
-    truncate = side if _parse_flag(document, "truncate") else None
-    return PredictRequest(texts, batch, _parse_flag(document, "raw_scores"), truncate)
+    texts, batch = parse_inputs(document["inputs"], max_texts)
+    side = parse_side(document.get("truncation_direction", "right"))
+    truncate = side if parse_flag(document, "truncate") else None
+    return PredictRequest(texts, batch, parse_flag(document, "raw_scores"), truncate)
 
 
-def _parse_inputs(inputs: Any, max_texts: int) -> tuple[list[Text], bool]:
+def parse_inputs(inputs: Any, max_texts: int) -> tuple[list[Text], bool]:
+    """The texts of the field `inputs`, and whether it is a batch. Raises as `parse_predict` does."""
     if isinstance(inputs, str):
         return [Text(inputs)], False
     if isinstance(inputs, list):
         if not inputs:
             raise EmptyInput("inputs: an empty list; give at least one text")
         if isinstance(inputs[0], str):
-            return [_parse_text(inputs, "inputs")], False
+            return [parse_text(inputs, "inputs")], False
         if len(inputs) > max_texts:
             raise InputTooLarge(f"inputs: {len(inputs)} texts in one request; the limit is {max_texts}")
-        return [_parse_text(item, f"inputs[{index}]") for index, item in enumerate(inputs)], True
+        return [parse_text(item, f"inputs[{index}]") for index, item in enumerate(inputs)], True
     raise MalformedRequest("inputs: must be a string, [first, second] or a list of [text] or [first, second]")
 
 
-def _parse_text(item: Any, where: str) -> Text:
+def parse_text(item: Any, where: str) -> Text:
+    """`[text]` or `[first, second]`. Raises MalformedRequest."""
     if not isinstance(item, list) or not 1 <= len(item) <= 2 or not all(isinstance(part, str) for part in item):
         raise MalformedRequest(
             f"{where}: must be [text] or [first, second]; to send several texts wrap each in a list of its own"
@@ -77,7 +79,8 @@ def _parse_text(item: Any, where: str) -> Text:
     return Text(item[0], item[1] if len(item) == 2 else None)
 
 
-def _parse_flag(document: dict[str, Any], name: str) -> bool:
+def parse_flag(document: dict[str, Any], name: str) -> bool:
+    """A field that is true, false or not said. Raises MalformedRequest."""
     value = document.get(name)
     if value is None:  # text-embeddings-inference takes null for "not said", too
         return False
@@ -86,7 +89,8 @@ def _parse_flag(document: dict[str, Any], name: str) -> bool:
     return value
 
 
-def _parse_side(value: Any) -> Truncation:
+def parse_side(value: Any) -> Truncation:
+    """The end that is cut. Raises MalformedRequest."""
     if value in ("right", "Right"):
         return "right"
     if value in ("left", "Left"):

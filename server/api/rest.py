@@ -15,6 +15,7 @@ from server.api.app import RELEASE, Replies, describe_family
 from server.api.docs import render_docs
 from server.api.errors import error_body
 from server.api.http import INTERNAL_ERROR
+from server.api.job_routes import job_schemas, jobs_router
 from server.api.oip_routes import oip_router
 from server.api.openapi import describe
 from server.console.data import ConsoleData
@@ -69,6 +70,10 @@ def build_rest(
         rest.include_router(console_router(console))
     if admin is not None:
         rest.include_router(admin_router(admin))
+    schemas: dict[str, Any] = {}
+    if replies.jobs is not None:
+        rest.include_router(jobs_router(replies, replies.jobs))
+        schemas = job_schemas()
     guard = replies.guard
-    describe(rest, engine, needs_key=guard is not None and guard.needs_key)
+    describe(rest, engine, schemas, needs_key=guard is not None and guard.needs_key)
     return rest

@@ -94,6 +94,11 @@ class Engine:
         return self._accepting and self._scheduler.healthy
 
     @property
+    def has_room(self) -> bool:
+        """Whether something that can wait may be asked for now without making anybody wait."""
+        return self._accepting and not self._preparing and self._scheduler.has_room
+
+    @property
     def healthy(self) -> bool:
         """Whether every worker thread lives; one that died takes its share of the throughput with it."""
         return self._scheduler.healthy
@@ -132,9 +137,10 @@ class Engine:
         is_gone: Callable[[], bool] = never_gone,
         timeout_s: float | None = None,
         session: bytes | None = None,
+        patient: bool = False,
     ) -> list[Answer]:
         """Answer every text, in order, within `timeout_s` where that is shorter than the engine's own limit. Raises an
-        EngineError; if one text fails, the request fails.
+        EngineError; if one text fails, the request fails. A `patient` request is never run on the event loop.
 
         While the dial stands between two points, a standard request's `session`, or its first text where it has none,
         decides which of them answers it."""
@@ -149,7 +155,8 @@ class Engine:
         if timeout_s is not None and timeout_s < limit_s:
             limit_s = timeout_s
         deadline_ns = time.perf_counter_ns() + int(limit_s * 1e9)
-        asking = Asking(self._route(quality, texts, session), truncate, is_gone, limit_s, deadline_ns)
+        route = self._route(quality, texts, session)
+        asking = Asking(route, truncate, is_gone, limit_s, deadline_ns, patient)
         self._active += 1
         begun: Begun = []
         timer: asyncio.TimerHandle | None = None
@@ -254,7 +261,7 @@ class Engine:
                 self._preparing.add(task)
                 task.add_done_callback(self._preparing.discard)
             else:
-                self._scheduler.submit(flight)
+                self._scheduler.submit(flight, patient=asking.patient)
         future: asyncio.Future[Answer] = self._loop.create_future()
         flight.waiters.append(Waiter(future, asking, started_ns, time.thread_time_ns() - cpu_before))
         return future

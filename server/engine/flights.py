@@ -43,13 +43,15 @@ class Answer:
 
 @dataclass(slots=True, eq=False)
 class Asking:
-    """What the texts of one request share. `deadline_ns` is of `time.perf_counter_ns`."""
+    """What the texts of one request share. `deadline_ns` is of `time.perf_counter_ns`. Nobody waits for a `patient` one
+    (a job's): it may not hold up the event loop."""
 
     route: Route
     truncate: Truncation | None
     is_gone: Callable[[], bool]
     timeout_s: float
     deadline_ns: int
+    patient: bool = False
 
     def too_late(self) -> DeadlineExceeded:
         """What is said to those who waited too long."""

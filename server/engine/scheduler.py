@@ -46,6 +46,7 @@ class Scheduler:
         self._threads: dict[int, threading.Thread] = {}
         self._inline = Inline()
         self._continues = False
+        self._patient = False
         self.resize(workers)
 
     @property
@@ -62,6 +63,11 @@ class Scheduler:
     def healthy(self) -> bool:
         """Whether every worker lives."""
         return all(self._threads[number].is_alive() for number in range(self._workers))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether nothing waits, and a worker would stay free beside a job that came now (where there are several)."""
+        return not self.queued and self._idle >= min(2, self._workers)
 
     @property
     def predicted_ns(self) -> float:
@@ -82,13 +88,14 @@ class Scheduler:
                     thread.start()
             self._ready.notify_all()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, *, patient: bool = False) -> None:
         """Queue a job, also one that has come back. Jobs that arrive in one turn of the event loop reach the workers
-        together."""
+        together. A `patient` one is never run where it arrives."""
         job.enqueued_ns = time.perf_counter_ns()
         if not self._inbox:
             self._loop.call_soon(self._flush)
         self._inbox.append(job)
+        self._patient |= patient
         self._inbox_weight += job.family.weight(job.variant, len(job.tokens.ids))
 
     async def close(self, timeout_s: float = 5.0) -> None:
@@ -116,7 +123,8 @@ class Scheduler:
             self._continues = False
             if len(self._inbox) > 1:
                 self._inline.ran(crowded=True)
-        if len(self._inbox) == 1 and self._runs_inline(self._inbox[0]):
+        patient, self._patient = self._patient, False
+        if not patient and len(self._inbox) == 1 and self._runs_inline(self._inbox[0]):
             self._run_inline(self._inbox.popleft())
             return
         with self._ready:

@@ -170,6 +170,15 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "jouleserve_dial_info": (GAUGE, ("point", "policy"), "The operating point in force for standard requests."),
     "jouleserve_dial_switches": (COUNTER, (), "How often the dial was turned."),
+    "jouleserve_jobs": (GAUGE, ("state",), "Jobs that wait for their hour, and that are being computed."),
+    "jouleserve_jobs_ended": (COUNTER, ("outcome",), "Jobs that were done, in time or late, or cancelled."),
+    "jouleserve_jobs_texts": (COUNTER, (), "Texts of jobs that were computed."),
+    "jouleserve_jobs_joules": (COUNTER, (), "Dynamic energy of the jobs' texts, provisional; part of the attributed."),
+    "jouleserve_jobs_carbon_grams": (
+        COUNTER,
+        ("when",),
+        "gCO2e of that energy: as_run in the hours it was drawn in, at_once in the hours of the submissions.",
+    ),
     "jouleserve_power_usage_effectiveness_ratio": (GAUGE, (), "PUE that the grams are multiplied by."),
     "jouleserve_build_info": (GAUGE, ("version",), "The release that runs."),
 }

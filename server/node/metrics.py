@@ -17,6 +17,7 @@ from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 from energy.ledger import ENERGY_BOUNDS_JOULES, OVERHEAD, Account, Ledger
 from server.node.grid_state import REFUSALS, GridState
 from server.node.hours import Series, series
+from server.node.jobs_state import JobsState
 from server.node.metric_table import COUNTER, GAUGE, METRICS
 from server.node.model_file import CompileCost
 from server.node.startup import StartUp
@@ -54,6 +55,7 @@ class Books:
     startup: StartUp | None = None
     compiled: tuple[CompileCost, ...] = ()
     exemplars: tuple[Exemplar, ...] = ()
+    jobs: JobsState | None = None
 
 
 def build_version() -> str:
@@ -205,9 +207,22 @@ class NodeCollector(Collector):
             if grid.dial_point:
                 _add(families, "jouleserve_dial_info", 1, grid.dial_point, grid.policy)
             _add(families, "jouleserve_dial_switches", grid.switches_total)
+        if books.jobs is not None:
+            self._jobs(families, books.jobs)
         _add(families, "jouleserve_serving_processes", books.processes)
         _add(families, "jouleserve_power_usage_effectiveness_ratio", books.pue)
         _add(families, "jouleserve_build_info", 1, self._version)
+
+    def _jobs(self, families: dict[str, Metric], jobs: JobsState) -> None:
+        _add(families, "jouleserve_jobs", jobs.waiting, "waiting")
+        _add(families, "jouleserve_jobs", jobs.running, "running")
+        _add(families, "jouleserve_jobs_ended", jobs.done - jobs.late, "in_time")
+        _add(families, "jouleserve_jobs_ended", jobs.late, "late")
+        _add(families, "jouleserve_jobs_ended", jobs.cancelled, "cancelled")
+        _add(families, "jouleserve_jobs_texts", jobs.texts)
+        _add(families, "jouleserve_jobs_joules", jobs.joules)
+        _add(families, "jouleserve_jobs_carbon_grams", jobs.grams, "as_run")
+        _add(families, "jouleserve_jobs_carbon_grams", jobs.grams_at_once, "at_once")
 
 
 def counters_of(books: Books, version: str) -> dict[Series, float]:

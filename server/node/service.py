@@ -30,6 +30,7 @@ from server.node.grid_state import GridFile
 from server.node.hour_keeper import HourKeeper
 from server.node.hours import FOLDER, HourFiles
 from server.node.http import JSON, HttpServer, Request, Response
+from server.node.jobs_state import read_jobs_state
 from server.node.metrics import Books, build_version, counters_of, render
 from server.node.model_file import ModelFile
 from server.node.proctree import ServingTree
@@ -332,6 +333,7 @@ class NodeService:
             startup=self._startup,
             compiled=self._model.costs(),
             exemplars=tuple(one for peer in self._replicas.peers.values() for one in peer.exemplars),
+            jobs=read_jobs_state(self._settings.run_dir),
         )
 
     def _metrics(self, request: Request) -> Response:

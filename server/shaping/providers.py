@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from energy.grid.choice import LIVE, BadChoice, GridChoice, make_provider, secret_of_file
 from energy.grid.ladder import Ladder, Limits
+from energy.grid.replay import ReplayProvider
 from energy.grid.signal import parse_utc
 from server.config_problems import SettingsError
 from server.settings import GridSettings, Settings
@@ -21,9 +22,13 @@ def make_ladder(settings: Settings) -> Ladder:
     # A recording's times are not the wall clock's: kept on disk they would pass for history of the real grid.
     cache_path = settings.grid_cache_path if grid.provider in LIVE else None
     try:
-        return Ladder(make_provider(choice_of(grid)), limits, cache_path)
+        provider = make_provider(choice_of(grid))
     except BadChoice as error:
         raise SettingsError([f"grid.{error.field}: {error}"]) from None
+    ladder = Ladder(provider, limits, cache_path)
+    if isinstance(provider, ReplayProvider):
+        ladder.learn(provider.past(grid.history_days))
+    return ladder
 
 
 def choice_of(grid: GridSettings) -> GridChoice:
@@ -40,6 +45,7 @@ def choice_of(grid: GridSettings) -> GridChoice:
         replay_path=grid.replay_path,
         replay_speed=grid.replay_speed,
         replay_start=None if grid.replay_start is None else parse_utc(grid.replay_start.isoformat()),
+        replay_began=None if grid.replay_began is None else parse_utc(grid.replay_began.isoformat()),
         replay_forecast_path=grid.replay_forecast_path,
         username=grid.username,
         secret=secret,

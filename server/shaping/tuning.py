@@ -25,7 +25,8 @@ from pydantic import Field, ValidationError
 from models.store import write_atomic
 from server.config import nested
 from server.config_problems import SettingsError, leaves, problems_of, unknown_key
-from server.settings import THRESHOLDS, BatchingBounds, CacheBounds, Section, Settings, ShapingSettings
+from server.section import Section
+from server.settings import THRESHOLDS, BatchingBounds, CacheBounds, Settings, ShapingSettings
 from server.shaping import audit
 from server.shaping.audit import Entry, Via
 

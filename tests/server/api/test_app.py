@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from server.admin import AdminClosed
 from server.api.app import App, Replies
-from server.api.errors import ERRORS, SlowRequest, UnknownModel
+from server.api.errors import ERRORS, JOB_ERRORS, SlowRequest, UnknownModel
 from server.api.http import watcher
 from server.api.openapi import OPEN_PATHS
 from server.engine.engine import never_gone
@@ -165,7 +165,9 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("error", ERRORS.keys() - {UnknownModel, AdminClosed}, ids=lambda error: error.__name__)
+@pytest.mark.parametrize(
+    "error", ERRORS.keys() - {UnknownModel, AdminClosed, *JOB_ERRORS}, ids=lambda error: error.__name__
+)
 async def test_each_error_of_the_table_reaches_the_client_with_its_status_and_type(
     family: Family, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +237,9 @@ async def openapi(family: Family) -> dict[str, Any]:
 
 async def test_the_document_lists_exactly_the_statuses_of_the_table(family: Family) -> None:
     operation = (await openapi(family))["paths"]["/predict"]["post"]
-    told = [row.http_status for error, row in ERRORS.items() if error not in (UnknownModel, Unauthenticated)]
+    told = [
+        row.http_status for error, row in ERRORS.items() if error not in (UnknownModel, Unauthenticated, *JOB_ERRORS)
+    ]
     assert set(operation["responses"]) == {"200", *map(str, told)}
     assert "security" not in operation
 

@@ -13,6 +13,7 @@ from energy.attribution import DomainEnergy, Window, attribute
 from energy.domains import Domain
 from energy.ledger import Account
 from server.node.grid_state import GridState
+from server.node.jobs_state import JobsState, read_jobs_state
 from server.node.metric_table import METRICS, to_markdown
 from server.node.metrics import Books, render
 from server.node.model_file import CompileCost
@@ -68,6 +69,7 @@ def books(grid: GridState | None = GRID) -> Books:
         startup=started(),
         compiled=(CompileCost("intents", "lite", 1234.0, 500.0, "rapl", 0.05),),
         exemplars=snapshot.exemplars,
+        jobs=JobsState(3, 1, 7, 1, 1, 500, 40.0, 0.002, 0.003),
     )
 
 
@@ -197,3 +199,17 @@ def test_promtool_finds_nothing_to_say() -> None:
     data = render(books(), "text/plain", "1.2.3")[0]
     found = subprocess.run(["promtool", "check", "metrics"], input=data, capture_output=True, timeout=30)
     assert (found.returncode, found.stdout + found.stderr) == (0, b"")
+
+
+def test_jobs_are_counted_by_how_they_ended_and_their_grams_by_when() -> None:
+    text = render(books(), "", "1.2.3")[0].decode()
+    assert 'jouleserve_jobs{state="waiting"} 3.0' in text
+    assert 'jouleserve_jobs_ended_total{outcome="in_time"} 6.0' in text
+    assert 'jouleserve_jobs_ended_total{outcome="late"} 1.0' in text
+    assert 'jouleserve_jobs_carbon_grams_total{when="at_once"} 0.003' in text
+
+
+def test_a_state_of_the_jobs_that_cannot_be_understood_is_absent(tmp_path: Path) -> None:
+    assert read_jobs_state(tmp_path) is None
+    (tmp_path / "jobs.json").write_text('{"waiting": "x"}')
+    assert read_jobs_state(tmp_path) is None

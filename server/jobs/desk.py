@@ -1,0 +1,354 @@
+"""The owner of the jobs: one in the cluster, in the process that looks at the grid.
+
+Texts are leased to whoever asks for work while it is a job's turn (`server.jobs.schedule`); what a lease brings is
+kept once, also if it was computed twice. A lease that is neither given nor given back for a while is lost, and its
+texts are leased again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from energy.grid.expectation import expect
+from energy.grid.ladder import Outlook
+from energy.grid.windows import Period
+from models.store import write_atomic
+from server.engine.errors import InputTooLarge, InvalidInput, NotReady, Overloaded
+from server.engine.tokenizer import Text
+from server.job_settings import JobsSettings
+from server.jobs.errors import JobConflict, JobStoreError, UnknownJob
+from server.jobs.job import Computed, Job, Lease, Wanted, iso, units_of
+from server.jobs.schedule import FIRST_PACE_S, OpenJob, Schedule, Turn
+from server.jobs.store import JobStore, Metered
+from server.node.jobs_state import FILE_NAME as STATE_FILE
+from server.settings import Settings
+from server.start_error import StartError
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+LEASE_TIMEOUT_S = 120.0
+LEASE_UNITS, URGENT_UNITS = 1_500, 6_000
+"""Work in a lease, in characters: a few texts, so that whoever comes meanwhile hardly waits for them."""
+LEASE_TEXTS = 16
+REPLAN_EVERY_S = 0.25
+LOOK_EVERY_S = 60.0
+STATE_EVERY_S = 1.0
+PACE = "pace_s"
+HOUR_S, DAY_S = 3600.0, 86_400.0
+
+
+@dataclass
+class Out:
+    """A lease that is out."""
+
+    job_id: str
+    numbers: list[int]
+    units: int
+    taken_s: float
+    """By the grid's clock."""
+    expires: float
+    """By the real one."""
+
+
+class JobDesk:
+    """A `JobsPort`. `clock` gives monotone real seconds."""
+
+    def __init__(
+        self,
+        path: Path,
+        limits: JobsSettings,
+        grid: Outlook,
+        state_file: Path,
+        *,
+        speed: float = 1.0,
+        pue: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the file. `speed` is how many seconds of the grid's clock go by in a real one. Raises JobStoreError."""
+        self._limits, self._grid, self._state_file, self._clock = limits, grid, state_file, clock
+        self._speed, self._pue = speed, pue
+        self._store = JobStore(path)
+        self._thread = ThreadPoolExecutor(1, "jobs")
+        pace_s = self._store.remembered(PACE) or FIRST_PACE_S
+        # Kept in real seconds: the next run may play a recording at another speed.
+        self._schedule = Schedule(limits.margin_s, pace_s * speed)
+        self._schedule.jobs = {job.id: OpenJob(job) for job in self._store.open_jobs()}
+        self._totals = self._store.totals()
+        self._out: dict[int, Out] = {}
+        self._leases = 0
+        self._given_s = float("-inf")
+        self._taking = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._work = asyncio.Event()
+        self._closed = False
+        self._recorded: dict[str, float] = {}
+        if self._schedule.jobs:
+            log.info("jobs_found", open=len(self._schedule.jobs), path=str(path))
+
+    # For clients
+
+    async def submit(self, wanted: Wanted) -> tuple[dict[str, Any], bool]:
+        """See `JobsPort`."""
+        limits, now_s = self._limits, self._now_s()
+        if len(wanted.texts) > limits.max_texts_per_job:
+            raise InputTooLarge(f"inputs: {len(wanted.texts)} texts in a job; the limit is {limits.max_texts_per_job}")
+        if wanted.deadline_s <= now_s:
+            raise InvalidInput(f"deadline: {iso(wanted.deadline_s)} is past, it is {iso(now_s)}; give a later one")
+        if wanted.deadline_s > now_s + limits.max_deadline_days * DAY_S:
+            raise InvalidInput(f"deadline: more than {limits.max_deadline_days:g} days from now; give a nearer one")
+        if len(self._schedule.jobs) >= limits.max_open_jobs:
+            raise Overloaded(f"{limits.max_open_jobs} jobs are open already; come back after Retry-After seconds", 60.0)
+        if await self._call(lambda: self._store.size_bytes) >= limits.max_stored_bytes:
+            raise Overloaded("the jobs' file is full; come back after Retry-After seconds", 600.0)
+        job, new = await self._call(self._store.add, wanted, now_s, self._grams_per_kwh())
+        if new:
+            self._schedule.jobs[job.id] = OpenJob(job, deque(range(job.texts)))
+            log.info("job_taken", job=job.id, texts=job.texts, deadline=iso(job.deadline_s))
+            self._changed.set()
+        return self._describe(job), new
+
+    async def listed(self, owner: str, state: str | None, after: str | None, limit: int) -> list[dict[str, Any]]:
+        """See `JobsPort`."""
+        kept = "open" if state in ("waiting", "running") else state
+        jobs = await self._call(self._store.listed, owner, kept, after, limit)
+        found = [self._describe(job) for job in jobs]
+        return [one for one in found if state in (None, one["state"])]
+
+    async def show(self, owner: str, job_id: str) -> dict[str, Any]:
+        """See `JobsPort`."""
+        return self._describe(await self._get(owner, job_id))
+
+    async def results(self, owner: str, job_id: str, start: int, limit: int) -> list[bytes]:
+        """See `JobsPort`."""
+        job = await self._get(owner, job_id)
+        if job.state != "done":
+            raise JobConflict(f"job: is not done ({job.done} of {job.texts} texts); ask again later")
+        rows = await self._call(self._store.results, job_id, start, limit)
+        return [body for _, body in rows]
+
+    async def cancel(self, owner: str, job_id: str) -> dict[str, Any]:
+        """See `JobsPort`."""
+        await self._get(owner, job_id)
+        job = await self._call(self._store.cancel, job_id, self._now_s())
+        if self._schedule.jobs.pop(job_id, None) is not None:
+            self._totals["cancelled"] += 1
+            self._changed.set()
+        return self._describe(job)
+
+    async def now_s(self) -> float:
+        """See `JobsPort`."""
+        return self._now_s()
+
+    # For workers
+
+    async def take(self, wait_s: float) -> Lease | None:
+        """See `JobsPort`."""
+        deadline = self._clock() + wait_s
+        while (left_s := deadline - self._clock()) > 0 and not self._closed:
+            async with self._taking:
+                lease = await self._lease()
+            if lease is not None:
+                return lease
+            with suppress(TimeoutError):
+                # Not wait_for, which may swallow a cancellation that comes with what it waits for.
+                async with asyncio.timeout(left_s):
+                    await self._work.wait()
+        return None
+
+    async def _lease(self) -> Lease | None:
+        turn = self._schedule.next_turn()
+        if turn is None:
+            self._work.clear()
+            return None
+        one = self._schedule.jobs[turn.job_id]
+        if one.pending is None:
+            one.pending = deque(await self._call(self._store.uncomputed, turn.job_id))
+        numbers = [one.pending.popleft() for _ in range(min(LEASE_TEXTS, len(one.pending)))]
+        if not numbers:
+            return None
+        texts = await self._call(self._store.texts, turn.job_id, numbers)
+        if self._schedule.jobs.get(turn.job_id) is not one:  # cancelled meanwhile
+            return None
+        texts, units = _bounded(texts, URGENT_UNITS if turn.urgent else LEASE_UNITS)
+        one.pending.extendleft(reversed(numbers[len(texts) :]))
+        return self._sign(turn, one, texts, units)
+
+    def _sign(self, turn: Turn, one: OpenJob, texts: list[tuple[int, str, str | None]], units: int) -> Lease:
+        self._leases += 1
+        self._schedule.took(turn, units)
+        one.leased += 1
+        numbers = [number for number, _, _ in texts]
+        self._out[self._leases] = Out(one.job.id, numbers, units, self._now_s(), self._clock() + LEASE_TIMEOUT_S)
+        return Lease(self._leases, one.job.id, texts, one.job.truncate, one.job.raw_scores, turn.urgent)
+
+    async def give(self, lease_id: int, computed: Sequence[Computed], joules: float | None) -> None:
+        """See `JobsPort`. What comes after its lease was lost is kept all the same, if nobody was faster."""
+        out = self._out.pop(lease_id, None)
+        if out is None:
+            return
+        now_s, grams = self._now_s(), self._grams_per_kwh()
+        since_s, self._given_s = max(out.taken_s, self._given_s), now_s
+        self._schedule.measured(max(0.0, now_s - since_s), out.units)
+        metered = None if joules is None or grams is None else Metered(joules, grams * self._pue)
+        job = await self._call(self._store.keep, out.job_id, computed, metered, now_s)
+        one = self._schedule.jobs.get(out.job_id)
+        if one is None:
+            return
+        one.job = job
+        one.leased -= 1
+        if job.state == "done":
+            del self._schedule.jobs[job.id]
+            log.info("job_done", job=job.id, late=job.late, **_carbon(job))
+        self._totals = await self._call(self._store.totals)
+        if not self._schedule.turns:
+            self._changed.set()
+
+    async def give_back(self, lease_id: int) -> None:
+        """See `JobsPort`."""
+        out = self._out.pop(lease_id, None)
+        one = None if out is None else self._schedule.jobs.get(out.job_id)
+        if out is not None and one is not None:
+            one.leased -= 1
+            if one.pending is not None:
+                one.pending.extendleft(reversed(out.numbers))
+            self._changed.set()
+
+    # The loop
+
+    async def run(self) -> None:
+        """Plan, again whenever something changed, until cancelled."""
+        forget_at = self._clock()
+        while True:
+            self._changed.clear()
+            try:
+                self._plan()
+                if self._clock() >= forget_at:
+                    forget_at = self._clock() + LOOK_EVERY_S
+                    await self._tidy()
+                await self._record()
+            except Exception:
+                log.exception("jobs_step_failed")
+            await asyncio.sleep(REPLAN_EVERY_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_s()):
+                    await self._changed.wait()
+
+    def _plan(self) -> None:
+        schedule = self._schedule
+        schedule.replan(self._now_s(), self._outlook)
+        if schedule.turns:
+            self._work.set()
+
+    def _outlook(self, until_s: float) -> tuple[Period, ...]:
+        return expect(self._grid, datetime.fromtimestamp(until_s, UTC))
+
+    def _grams_per_kwh(self) -> float | None:
+        reading = self._grid.latest()
+        return None if reading is None else reading.grams_per_kwh
+
+    def _pause_s(self) -> float:
+        """Real seconds until a plan may look different by itself."""
+        made = self._schedule.plan
+        changes_s = None if made is None else made.changes_s()
+        if self._schedule.turns or self._out:
+            return STATE_EVERY_S
+        if changes_s is None:
+            return LOOK_EVERY_S
+        now_s = self._now_s()
+        next_s = min(changes_s, (now_s // HOUR_S + 1) * HOUR_S)
+        return min(LOOK_EVERY_S, max(0.0, (next_s - now_s) / self._speed))
+
+    async def _tidy(self) -> None:
+        """Lost leases, old jobs, what was learned."""
+        for lease_id in [lease_id for lease_id, out in self._out.items() if out.expires < self._clock()]:
+            log.warning("lease_lost", job=self._out[lease_id].job_id, after_s=LEASE_TIMEOUT_S)
+            await self.give_back(lease_id)
+        await self._call(self._store.forget, self._now_s() - self._limits.keep_days * DAY_S)
+        await self._call(self._store.remember, PACE, self._schedule.pace_s / self._speed)
+
+    async def _record(self) -> None:
+        """Tell the node process, for `/metrics`."""
+        running = sum(one.leased > 0 for one in self._schedule.jobs.values())
+        state = {"waiting": len(self._schedule.jobs) - running, "running": running, **self._totals}
+        if state == self._recorded:
+            return
+        self._recorded = state
+        try:
+            await asyncio.to_thread(write_atomic, self._state_file, json.dumps(state).encode() + b"\n")
+        except OSError as error:
+            log.warning("jobs_state_not_written", path=str(self._state_file), error=str(error))
+
+    async def close(self) -> None:
+        """Write what was learned and close the file; open jobs are taken up again by the next run."""
+        self._closed = True
+        self._work.set()
+        await self._call(self._store.remember, PACE, self._schedule.pace_s / self._speed)
+        await self._record()
+        await self._call(self._store.close)
+        self._thread.shutdown()
+
+    async def _get(self, owner: str, job_id: str) -> Job:
+        job = await self._call(self._store.get, job_id)
+        if job.owner != owner:
+            raise UnknownJob(f"job: there is no '{job_id[:40]}'; list yours with GET /jobs")
+        return job
+
+    def _describe(self, job: Job) -> dict[str, Any]:
+        one = self._schedule.jobs.get(job.id)
+        running = one is not None and one.leased > 0
+        return job.to_dict(running=running, planned_s=self._schedule.planned_s(job.id), now_s=self._now_s())
+
+    def _now_s(self) -> float:
+        return self._grid.now().timestamp()
+
+    async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run something of the file's in its thread. Raises NotReady once it is closed."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*arguments))
+        except RuntimeError:
+            raise NotReady("jobs: the server is stopping; ask again in a moment") from None
+
+
+def _bounded(
+    texts: list[tuple[int, str, str | None]], most_units: int
+) -> tuple[list[tuple[int, str, str | None]], int]:
+    """The first of these texts that come to at most so many units together (at least one), and the units."""
+    units = 0
+    for count, (_, first, second) in enumerate(texts):
+        more = units_of(Text(first, second))
+        if count and units + more > most_units:
+            return texts[:count], units
+        units += more
+    return texts, units
+
+
+def _carbon(job: Job) -> dict[str, str]:
+    """What a job would have emitted at once, and what it did; nothing where nobody knows."""
+    if not job.metered_texts:
+        return {}
+    return {"grams": f"{job.grams:.3g}", "grams_at_once": f"{job.grams_at_once:.3g}"}
+
+
+def open_desk(settings: Settings, grid: Outlook) -> JobDesk | None:
+    """The desk; None where jobs are switched off. Raises StartError if their file cannot be used."""
+    if not settings.jobs.enabled:
+        return None
+    state_file = settings.node_dir / STATE_FILE
+    speed = settings.grid.replay_speed if settings.grid.provider == "replay" else 1.0
+    try:
+        return JobDesk(settings.jobs_path, settings.jobs, grid, state_file, speed=speed, pue=settings.energy.pue)
+    except JobStoreError as error:
+        raise StartError(str(error)) from error
