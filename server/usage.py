@@ -190,6 +190,8 @@ class NodeLink:
         self._warned = False
         self.joules_per_cpu_second: float | None = None
         """Dynamic joules of a second of CPU time now; for the provisional figure in a reply."""
+        self.loaded_ratio: float | None = None
+        """Fully loaded joules for each dynamic one lately."""
         self.grams_per_kwh: float | None = None
         self.sources: tuple[str, ...] = ()
 
@@ -259,7 +261,7 @@ class NodeLink:
             wire.drop_socket_dir(self._run_dir)
 
     def _forget(self) -> None:
-        self.joules_per_cpu_second = self.grams_per_kwh = None
+        self.joules_per_cpu_second = self.grams_per_kwh = self.loaded_ratio = None
         self.sources = ()
 
     def _send(self, message: dict[str, object]) -> None:
@@ -295,6 +297,8 @@ class NodeLink:
             return
         self._polled_at = self._loop.time()
         joules, grams, sources = poll.get("joules"), poll.get("grams"), poll.get("sources")
+        loaded = poll.get("loaded")
+        self.loaded_ratio = float(loaded) if isinstance(loaded, int | float) else None
         self.joules_per_cpu_second = float(joules) if isinstance(joules, int | float) else None
         self.grams_per_kwh = float(grams) if isinstance(grams, int | float) else None
         self.sources = tuple(str(name) for name in sources) if isinstance(sources, list) else ()

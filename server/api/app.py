@@ -60,6 +60,7 @@ class Joules(Protocol):
     """What turns CPU time into provisional joules; a replica's `NodeLink`."""
 
     joules_per_cpu_second: float | None
+    loaded_ratio: float | None
     sources: tuple[str, ...]
 
 
@@ -137,7 +138,8 @@ class Replies:
 
     def tell(self, answers: list[Answer], family: Family) -> Told:
         """What to say of the answers of one request."""
-        return tell(answers, self._joules.joules_per_cpu_second, self._joules.sources, family.version)
+        joules = self._joules
+        return tell(answers, joules.joules_per_cpu_second, joules.sources, family.version, joules.loaded_ratio)
 
     def refuse(self, error: EngineError, quality: QualityClass = "standard") -> Reply:
         """The reply to a request that ends with `error`; counted, unless the engine has done so."""

@@ -56,6 +56,7 @@ _REPLY_HEADERS = {
     "X-JouleServe-Reason": "why that point",
     "X-JouleServe-Version": "version of the family",
     "X-JouleServe-Joules": "dynamic joules of the answer, provisional; absent where nothing measures them",
+    "X-JouleServe-Joules-Loaded": "the same with its share of idling and overhead, times PUE; absent until it is known",
     "X-JouleServe-Joules-Source": "rapl, nvml or estimated",
     "X-JouleServe-Escalated": "texts that a cascade's first variant was unsure of; absent where there are none",
 }

@@ -138,6 +138,8 @@ def answer_headers(told: Told) -> Headers:
     if told.joules is not None and told.joules_source is not None:
         headers.append((b"x-jouleserve-joules", b"%.3e" % told.joules))
         headers.append((b"x-jouleserve-joules-source", told.joules_source.encode()))
+    if told.joules_loaded is not None:
+        headers.append((b"x-jouleserve-joules-loaded", b"%.3e" % told.joules_loaded))
     if told.escalated is not None:
         headers.append((b"x-jouleserve-escalated", b"%d" % told.escalated))
     return headers

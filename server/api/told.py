@@ -11,7 +11,8 @@ from server.engine.engine import Answer
 class Told(NamedTuple):
     """Variant(s) and operating point(s) that answered (joined by commas), why, from where, and at what cost.
 
-    `joules` are dynamic and provisional; None, as is their source, where nothing measures them. `escalated` is the
+    `joules` are dynamic and provisional; None, as is their source, where nothing measures them. `joules_loaded` are
+    the same with the answer's share of idling and overhead, times PUE; None before that is known. `escalated` is the
     number of texts that a cascade's first variant was unsure of, None for none.
     """
 
@@ -23,20 +24,26 @@ class Told(NamedTuple):
     joules: float | None
     joules_source: str | None
     escalated: int | None = None
+    joules_loaded: float | None = None
 
 
 def tell(
-    answers: Sequence[Answer], joules_per_cpu_second: float | None, sources: tuple[str, ...], version: str
+    answers: Sequence[Answer],
+    joules_per_cpu_second: float | None,
+    sources: tuple[str, ...],
+    version: str,
+    loaded_ratio: float | None = None,
 ) -> Told:
     """Sum up the answers of one request (at least one)."""
     first = answers[0]
-    joules = source = None
+    joules = source = loaded = None
     if joules_per_cpu_second is not None:
         joules = sum(answer.cpu_ns for answer in answers) / 1e9 * joules_per_cpu_second
         source = "+".join(sources)
+        loaded = None if loaded_ratio is None else joules * loaded_ratio
     if len(answers) == 1:
         escalated = 1 if first.escalate_ns else None
-        return Told(first.variant, first.point, first.reason, first.cache, version, joules, source, escalated)
+        return Told(first.variant, first.point, first.reason, first.cache, version, joules, source, escalated, loaded)
     states = {answer.cache for answer in answers}
     return Told(
         _join(answer.variant for answer in answers),
@@ -47,6 +54,7 @@ def tell(
         joules,
         source,
         sum(answer.escalate_ns > 0 for answer in answers) or None,
+        loaded,
     )
 
 

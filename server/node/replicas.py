@@ -118,6 +118,7 @@ class Replicas:
                 "n": self._poll_number,
                 "seen": [peer.instance, last.revision] if last else None,
                 "joules": joules_per_cpu_second,
+                "loaded": self._settlement.loaded_ratio,
                 "grams": grams_per_kwh,
                 "sources": sources,
             }

@@ -7,7 +7,7 @@ comes twice loses and doubles nothing: the node takes differences between the sn
 |---------|---------|--------------------------------------------------------------------------------------|
 | hello   | replica | id, pid, started (clock ticks since boot), parent (its parent is a root of the tree) |
 | poll    | node    | n (tick number), seen [id, revision], joules (per CPU-second or nil),                |
-|         |         | grams (per kWh or nil), sources                                                      |
+|         |         | loaded (fully loaded joules a dynamic one, or nil), grams (per kWh or nil), sources  |
 | report  | replica | id, n, and snap (a snapshot) or same (the revision that the node has seen already)   |
 | bye     | replica | id, snap                                                                             |
 """

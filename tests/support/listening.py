@@ -27,6 +27,7 @@ class NoJoules:
     """A node process that is not there."""
 
     joules_per_cpu_second = None
+    loaded_ratio = None
     sources: tuple[str, ...] = ()
 
 

@@ -29,6 +29,7 @@ class Meter:
     """What a node process would say."""
 
     joules_per_cpu_second: float | None = 12.5
+    loaded_ratio: float | None = 4.0
     sources: tuple[str, ...] = ("estimated",)
 
 

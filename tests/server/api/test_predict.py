@@ -216,17 +216,21 @@ def test_a_single_text_gets_one_list_and_a_batch_of_one_a_list_of_lists(family: 
 
 def test_headers_name_every_point_once_and_add_the_joules_up() -> None:
     answers = [answer([1], "full"), answer([1], "lite", "hit"), answer([1], "full")]
-    headers = dict(answer_headers(tell(answers, 50.0, ("rapl", "estimated"), "0001-abc")))
+    headers = dict(answer_headers(tell(answers, 50.0, ("rapl", "estimated"), "0001-abc", 4.0)))
     assert headers[b"x-jouleserve-point"] == b"full,lite"
     assert headers[b"x-jouleserve-variant"] == b"v-full,v-lite"
     assert headers[b"x-jouleserve-cache"] == b"mixed"
     assert float(headers[b"x-jouleserve-joules"]) == pytest.approx(3 * 0.002 * 50)
     assert headers[b"x-jouleserve-joules-source"] == b"rapl+estimated"
+    assert float(headers[b"x-jouleserve-joules-loaded"]) == pytest.approx(3 * 0.002 * 50 * 4)
 
 
 def test_joules_are_absent_where_nothing_measures_them() -> None:
     headers = dict(answer_headers(tell([answer([1])], None, (), "0001-abc")))
     assert not any(b"joules-" in name or name.endswith(b"joules") for name in headers)
+    unloaded = dict(answer_headers(tell([answer([1])], 50.0, ("rapl",), "0001-abc")))
+    assert b"x-jouleserve-joules" in unloaded
+    assert b"x-jouleserve-joules-loaded" not in unloaded
 
 
 def test_every_engine_error_has_its_row_in_the_table() -> None:

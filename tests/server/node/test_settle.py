@@ -361,3 +361,41 @@ def happen(world: World, event: str, which: int, amount: float) -> None:
                 answered.add(living.instance)
         spent = {living.instance: amount / 5 for living in world.living}
         books.tick(machine(amount, min(amount, sum(spent.values())), spent), answered, 100.0)
+
+
+def test_replies_learn_how_many_loaded_joules_stand_behind_a_dynamic_one() -> None:
+    books, usage = Metered(Ledger(), ServingTotals(), IdleModel.fresh(FAMILY), RATE, pue=1.5), Usage("intents")
+    assert books.loaded_ratio is None
+    joined(books, usage)
+    for _ in range(5):
+        work(usage, 0.5)
+        books.replica(usage.instance).receive(snapshot(usage))
+        books.tick(machine(0.5, 0.5, {usage.instance: 0.5}), {usage.instance}, None)
+    # 2 J idle beside 1 J of requests a second, and what the second before them drew (2 J) over the hour to come.
+    assert books.loaded_ratio == pytest.approx(1.5 * 3, rel=0.001)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.floats(0.01, 0.4), st.floats(0, 0.3)), min_size=40, max_size=60),
+    st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_what_replies_promise_is_what_is_settled_in_the_long_run(
+    seconds: list[tuple[int, float, float]], measured: bool
+) -> None:
+    """Under counters, too, where the promise goes by the rate of the seconds before."""
+    books, usage = settlement(rate=None if measured else RATE), Usage("intents")
+    joined(books, usage)
+    books.tick(machine(1.0, 0.0), {usage.instance}, None)
+    promised = 0.0
+    for requests, cpu_seconds, others in seconds:
+        rate = books.joules_per_cpu_second
+        assert rate is not None
+        spent = 0.0
+        for _ in range(requests):
+            usage.request(*KEY, round(cpu_seconds * SECOND / 10))
+            spent += cpu_seconds / 10
+        promised += rate * spent
+        books.replica(usage.instance).receive(snapshot(usage))
+        books.tick(machine(spent + others, spent, {usage.instance: spent}), {usage.instance}, None)
+    assert promised == pytest.approx(attributed_joules(books), rel=0.02, abs=1e-4)
