@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= data
 DEMO_EXTRAS := compile,loadtest
-DEV_EXTRAS := compile,loadtest,grpc,otel,redis,dev
+DEV_EXTRAS := compile,loadtest,grpc,otel,redis,remote,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench bench-peers bench-compile bench-policies bench-jobs runtimes peers load load-compare chaos soak fuzz \
-  protos lock clean
+.PHONY: demo test check bench bench-peers bench-compile bench-policies bench-jobs runtimes peers load load-compare \
+  chaos soak fuzz protos chart image lock clean
 
 demo: $(VENV)/.ready-demo  ## compile the demo family, serve it, send load through a replayed grid day, show the joules
 	@$(BIN)/python -m loadtest.demo
@@ -74,9 +74,16 @@ chaos: $(VENV)/.ready-demo  ## overload, new versions, signals, kills and more a
 soak: $(VENV)/.ready-demo  ## half an hour at half the capacity: memory and metric series must not grow
 	@$(BIN)/python -m loadtest.soak $(SOAK)
 
+chart: $(VENV)/.ready-dev  ## write what the chart takes from the code: dashboards, schema of the values, Ray's environment
+	@$(BIN)/python -m helm.generate
+
+IMAGE ?= jouleserve
+image:  ## the serving image; BASE=NAME@sha256:… is Python 3.11 or later on Debian, CLIENTS="s3fs" for URLs of models
+	docker build --build-arg BASE="$(BASE)" --build-arg CLIENTS="$(CLIENTS)" --tag $(IMAGE) .
+
 lock: $(VENV)/.ready-dev  ## write the versions that are installed now
 	@( sed -n '/^#/p' requirements.lock; \
-	   $(PIP) freeze --exclude-editable | grep -v ' @ ' | sed 's/+cpu$$//' ) > requirements.lock.new
+	   $(PIP) freeze --exclude-editable | grep -v ' @ ' | grep -v '^helm-python-sdk' | sed 's/+cpu$$//' ) > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
 $(VENV)/bin/python:
@@ -90,8 +97,9 @@ $(VENV)/.ready-bench: pyproject.toml requirements.lock | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint requirements.lock --editable '.[$(BENCH_EXTRAS)]'
 	@touch $@ $(VENV)/.ready-demo
 
-$(VENV)/.ready-dev: pyproject.toml requirements.lock | $(VENV)/bin/python
+$(VENV)/.ready-dev: pyproject.toml requirements.lock tests/helm/requirements.lock | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint requirements.lock --editable '.[$(DEV_EXTRAS)]'
+	$(PIP) install --quiet --no-deps --require-hashes --requirement tests/helm/requirements.lock
 	@touch $@ $(VENV)/.ready-demo $(VENV)/.ready-bench
 
 clean:  ## forget what was built (not the environment)

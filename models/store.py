@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,15 +140,18 @@ class Store:
         Raises NotFound if it is missing and Corrupt, naming the file, if any byte differs from what was published.
         """
         name = version or self.current(family)
-        match = _VERSION.match(name)
         path = self.root / family / name
-        if not match or not path.is_dir():
+        if not _VERSION.match(name) or not path.is_dir():
             raise NotFound(f"{path}: no such version; there are {self.versions(family) or 'none'}")
+        return self._verified(family, name, path)
+
+    def _verified(self, family: str, name: str, path: Path) -> Version:
+        """The version called `name` whose files are in `path`, if they are what its name and its manifest say."""
         try:
             raw = (path / "manifest.json").read_bytes()
         except FileNotFoundError:
             raise Corrupt(f"{path / 'manifest.json'}: missing; publish the version again") from None
-        if hashlib.sha256(raw).hexdigest()[:12] != match[2]:
+        if hashlib.sha256(raw).hexdigest()[:12] != name.partition("-")[2]:
             raise Corrupt(f"{path / 'manifest.json'}: its digest is not the one in the version's name")
         try:
             manifest = Manifest.model_validate_json(raw)
@@ -194,6 +197,31 @@ class Store:
                 for path in missing:
                     path.rmdir()
             raise
+
+    def adopt(self, family: str, name: str, fill: Callable[[Path], None]) -> Version:
+        """Take over a version that was published elsewhere, under its own name, and make it current.
+
+        `fill` writes its files into an empty folder. It appears whole and verified or not at all. Raises NotFound if
+        `name` is no version's name, Corrupt if the files contradict it, and what `fill` raises.
+        """
+        if not _VERSION.match(name):
+            raise NotFound(f"{name}: not the name of a version")
+        folder = self.root / family
+        folder.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(folder):
+            if name not in self.versions(family):
+                staging = Path(tempfile.mkdtemp(dir=folder, prefix=".publishing-"))
+                try:
+                    fill(staging)
+                    self._verified(family, name, staging)
+                    staging.chmod(0o755)
+                    staging.rename(folder / name)
+                except BaseException:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    raise
+            version = self.open(family, name)
+            self.set_current(family, name)
+            return version
 
     def _publish(self, manifest: Manifest, files: Path, folder: Path) -> Version:
         for left in folder.iterdir():

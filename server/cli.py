@@ -264,6 +264,30 @@ def list_models(config: ConfigOption = None, assign: SetOption = []) -> None:  #
     console.print(table)
 
 
+@models_app.command("verify")
+def verify_models(config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
+    """Compute every digest of the version that would be served; exit code 2 if a byte differs."""
+    model = _settings(config, assign).settings.model
+    version = Store(model.store).open(model.family, model.version)
+    files = list(version.manifest.files())
+    size_mb = sum(ref.size_bytes for ref in files) / 1e6
+    console.print(f"{model.family}: {version.name} is sound ({len(files)} files, {size_mb:.1f} MB) in {version.path}")
+
+
+@models_app.command("fetch")
+def fetch_model(
+    url: Annotated[str, typer.Argument(help="Another store: s3://…, gs://…, http://…, file://…, or a folder.")],
+    config: ConfigOption = None,
+    assign: SetOption = [],  # noqa: B006
+) -> None:
+    """Bring the family's current version (or model.version) from another store, verify it, make it current."""
+    from models.remote import fetch
+
+    model = _settings(config, assign).settings.model
+    version = fetch(url, Store(model.store), model.family, model.version)
+    console.print(f"{model.family}: {version.name} is sound and current in {model.store}; serve it: jouleserve up")
+
+
 @models_app.command("use")
 def use_model(version: str, config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
     """Make VERSION the current one (also how to roll back); a running server follows within seconds."""

@@ -23,7 +23,7 @@ from ray.serve.exceptions import RayServeException
 
 from models.store import write_atomic
 from server.conductor import Conductor, absolute
-from server.config import load
+from server.config import SettingsError, load
 from server.deployment import ReplicaActor, replica_options
 from server.engine.errors import NotReady
 from server.exposure import check_exposure
@@ -54,6 +54,8 @@ def app(arguments: Mapping[str, Any]) -> Any:
     Raises SettingsError with every problem that they have.
     """
     settings = load(overrides=_flat(arguments.get("settings", {}))).settings
+    if settings.grid.secret is not None:
+        raise SettingsError(["grid.secret: it would be readable in Ray's dashboard; give grid.secret_file"])
     check_exposure(settings, lambda line: log.warning("exposed", what=line))
     tree = settings.model_dump(mode="json")
     conductor = serve.deployment(_ConductorActor).options(
@@ -64,7 +66,8 @@ def app(arguments: Mapping[str, Any]) -> Any:
         max_ongoing_requests=MAX_CALLS,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-    replicas = serve.deployment(_Replica).options(name="replicas", **replica_options(settings))
+    # One uses every core of its machine, and shares no folder with another.
+    replicas = serve.deployment(_Replica).options(name="replicas", max_replicas_per_node=1, **replica_options(settings))
     return replicas.bind(tree, conductor.bind(tree))
 
 

@@ -242,6 +242,7 @@ class NodeLink:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.MAX_DATAGRAM_BYTES)
             wire.own_socket_dir(self._run_dir)
             own.bind(self._own_path)
+            wire.share_socket(self._own_path)
         except OSError as error:
             level = logging.DEBUG if self._warned else logging.WARNING
             log.log(level, "%s: %s; joules stay unknown until this works", self._own_path, error.strerror)

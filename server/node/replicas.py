@@ -78,6 +78,7 @@ class Replicas:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         own.bind(self._path)
+        wire.share_socket(self._path)
         for path in self._sockets.glob(wire.REPLICA_SOCKETS):
             _knock(path)
         self._socket = own

@@ -203,6 +203,13 @@ def own_socket_dir(run_dir: Path) -> Path:
     return folder
 
 
+def share_socket(path: str) -> None:
+    """Let the group of a socket send to it, where its folder is one that a group shares (set-group-ID): a node process
+    that runs apart is another user's. Raises OSError."""
+    if os.stat(os.path.dirname(path)).st_mode & stat.S_ISGID:
+        os.chmod(path, 0o660)
+
+
 def drop_socket_dir(run_dir: Path) -> None:
     """Take the folder of `own_socket_dir` away if it is empty and not the run folder itself."""
     folder = socket_dir(run_dir)

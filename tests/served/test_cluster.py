@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -40,7 +42,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[
         port = int(cluster.url.rsplit(":", 1)[1])
         settings = {
             # Replicas are reached by the addresses of their machines.
-            "server": {"host": "0.0.0.0", "port": port, "replicas": 2},
+            "server": {"host": "0.0.0.0", "port": port, "replicas": 2, "drain_timeout_s": 5},
             "model": {"store": str(store.root), "family": "tiny"},
             "cache": {"enabled": False},
             "batching": {"workers": 1},
@@ -129,3 +131,16 @@ def test_a_machine_that_dies_under_load_loses_at_most_what_was_in_flight_on_it(c
     assert tries[2] <= CLIENTS
     assert len(answers) > 200
     assert read_metrics(head.metrics_url).total("jouleserve_attributed_joules_total") > survivor_before
+
+
+def test_a_machine_that_is_told_to_leave_answers_what_it_accepted(cluster: Machines) -> None:
+    """Runs last: nothing serves afterwards but a machine that is new."""
+    newcomer = cluster.add(cpus=1)
+    wait_for(lambda: replicas(newcomer.metrics_url) == 1, 60, "a replica in the place of the lost one")
+    command = [sys.executable, "-m", "server.leave", "--within=8", f"--node-id={cluster.node_id(newcomer)}"]
+    command.append(f"--address={cluster.members[0].address}:{cluster.port}")
+    with load(cluster, itertools.cycle(QUESTIONS), CLIENTS, pause_s=0.005) as answers:
+        left = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=60)
+    assert left.returncode == 0, left.stdout + left.stderr
+    assert "nothing serves here any more" in left.stdout
+    assert set(statuses(answers)) == {200}

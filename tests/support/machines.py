@@ -61,6 +61,16 @@ class Machines:
     url: str
     members: list[Machine]
 
+    def node_id(self, machine: Machine) -> str:
+        """Ray's id of a machine."""
+        with self._dashboard() as dashboard:
+            nodes = dashboard.get("/nodes?view=summary").json()["data"]["summary"]
+        return next(one["raylet"]["nodeId"] for one in nodes if one["ip"] == machine.address)
+
+    def _dashboard(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        return httpx.Client(base_url=self.dashboard_url, headers=headers, timeout=30)
+
     def add(self, cpus: int) -> Machine:
         """Start another machine."""
         machine = _start_machine(self, len(self.members) + 1, cpus)
@@ -69,8 +79,7 @@ class Machines:
 
     def deploy(self, config: Mapping[str, Any]) -> None:
         """Hand a Serve config over and wait until its application runs. Raises RuntimeError with what Serve says."""
-        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        with httpx.Client(base_url=self.dashboard_url, headers=headers, timeout=30) as dashboard:
+        with self._dashboard() as dashboard:
             _until(lambda: _answers(dashboard), "the dashboard answers")
             dashboard.put("/api/serve/applications/", json=config).raise_for_status()
             said: Any = None

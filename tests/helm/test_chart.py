@@ -1,0 +1,337 @@
+"""The chart as Helm lints, refuses and renders it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from helm.generate.__main__ import CHART, generated, main
+from server.config import load
+from server.node.settings import NodeSettings
+from server.pod import PORTS, RUN_DIR
+from tests.helm.conftest import STORE, Manifests, Render, helm, kinds, of_kind, pod_templates
+from tests.helm.value_sets import SETS
+
+every_set = pytest.mark.parametrize("values", SETS.values(), ids=SETS)
+
+
+@every_set
+def test_helm_lint_finds_nothing(values: dict[str, Any]) -> None:
+    report = helm.lint(CHART, {**STORE, **values}, strict=True)
+    assert report["errors"] == []
+    assert [one for one in report["messages"] if one["error"] != "icon is recommended"] == []
+
+
+def test_what_is_generated_is_what_is_checked_in(tmp_path: Path) -> None:
+    main([str(tmp_path)])
+    for name in generated():
+        assert (tmp_path / name).read_text() == (CHART / name).read_text(), f"{name}: run python -m helm.generate"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"mode": "Statefulset"}, "mode"),
+        ({"imag": {"tag": "1"}}, "imag"),
+        ({"image": {"digest": "sha256:12"}}, "digest"),
+        ({"settings": {"server": {"prot": 8000}}}, "prot"),
+        ({"settings": {"server": {"port": 0}}}, "port"),
+        ({"settings": {"server": {"host": "0.0.0.0"}}}, "host"),
+        ({"settings": {"grid": {"secret": "abc"}}}, "secret"),
+        ({"settings": {"shaping": {"policy": "sometimes"}}}, "policy"),
+        ({"ray": {"workers": {"min": 0}}}, "min"),
+        ({"securityContext": None, "preStopSeconds": -1}, "preStopSeconds"),
+        ({"metering": {"runDir": "run"}}, "runDir"),
+    ],
+)
+def test_values_against_the_schema_are_refused_by_name(chart: Any, values: dict[str, Any], says: str) -> None:
+    with pytest.raises(helm.HelmError, match=says):
+        chart.validate_schema({**STORE, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"store": {"claim": "a", "url": "s3://b"}}, "store: claim and url are both given; leave one out"),
+        ({"store": {"claim": ""}}, "store: give the claim that holds the models"),
+        ({"mode": "RayService", "keda": {"enabled": True}}, "KEDA scales Deployments"),
+        ({"deployment": {"edge": True}, "metering": {"mode": "daemonset"}}, "edge mode meters in its own process"),
+        ({"mode": "RayService", "ray": {"workers": {"min": 3, "max": 2}}}, "ray.workers.max: below ray.workers.min"),
+        ({"mode": "RayService", "settings": {"server": {"grpc_port": 9000}}}, "use mode Deployment for gRPC"),
+        (
+            {"metering": {"mode": "daemonset"}, "settings": {"shaping": {"policy": "budget", "budget_amount": 1}}},
+            "use metering.mode pod",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused_with_a_remedy(
+    chart: Any, values: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(helm.HelmError, match=says):
+        chart.render({**STORE, **values}, name="demo")
+
+
+@every_set
+def test_the_server_takes_the_settings_of_the_config_map(
+    render: Render, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    manifests = render(**values)
+    file = tmp_path / "jouleserve.yaml"
+    text = of_kind(manifests, "ConfigMap", "demo-jouleserve")["data"]["jouleserve.yaml"]
+    for name in ("keys/keys", "grid/secret", "redis/password"):  # the Secrets, as far as they are mounted
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("secret")
+    file.write_text(text.replace("/etc/jouleserve", str(tmp_path)))
+    settings = load(file).settings
+    assert settings.server.run_dir == RUN_DIR
+    assert settings.server.host == "0.0.0.0"
+    assert settings.model.store == Path("/var/lib/jouleserve/store")
+    for section, told in values.get("settings", {}).items():
+        for name, value in told.items():
+            assert getattr(getattr(settings, section), name) == value
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if name.startswith("KubeRay")])
+def test_ray_is_handed_the_very_settings_of_the_config_map(render: Render, name: str) -> None:
+    manifests = render(**SETS[name])
+    serve = yaml.safe_load(of_kind(manifests, "RayService")["spec"]["serveConfigV2"])
+    file = yaml.safe_load(of_kind(manifests, "ConfigMap", "demo-jouleserve")["data"]["jouleserve.yaml"])
+    (application,) = serve["applications"]
+    assert application["args"]["settings"] == file
+    assert application["import_path"] == "server.cluster:app"
+    assert serve["http_options"] == {"host": "0.0.0.0", "port": 8000}
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if name.startswith("KubeRay")])
+def test_serve_takes_the_config_and_builds_the_application(render: Render, name: str) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from server.cluster import app
+
+    config = ServeDeploySchema.model_validate(
+        yaml.safe_load(of_kind(render(**SETS[name]), "RayService")["spec"]["serveConfigV2"])
+    )
+    (application,) = config.applications
+    settings = dict(application.args["settings"])
+    if "api_keys_file" in settings["server"]:
+        settings["server"] = {**settings["server"], "api_keys_file": None}  # the Secret is not here
+    assert app({"settings": settings}) is not None
+
+
+def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+
+
+@every_set
+def test_no_container_may_write_outside_its_folders_or_gain_a_right(render: Render, values: dict[str, Any]) -> None:
+    for name, template in pod_templates(render(**values)).items():
+        pod = template["spec"]["securityContext"]
+        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in containers(template):
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert "privileged" not in context
+            assert container["resources"]["requests"]
+            assert container["resources"]["limits"]["memory"]
+            if name != "DaemonSet":  # the counters are root's
+                assert pod["runAsUser"] > 0
+                assert pod["runAsNonRoot"] is context["runAsNonRoot"] is True
+
+
+@every_set
+def test_ray_and_the_server_can_write_where_they_must(render: Render, values: dict[str, Any]) -> None:
+    for name, template in pod_templates(render(**values)).items():
+        if name == "DaemonSet":
+            continue
+        volumes = {one["name"]: one for one in template["spec"]["volumes"]}
+        main_container = template["spec"]["containers"][0]
+        mounts = {one["mountPath"]: one for one in main_container["volumeMounts"]}
+        for path in ("/tmp", "/dev/shm", str(RUN_DIR)):
+            assert "emptyDir" in volumes[mounts[path]["name"]]
+            assert not mounts[path].get("readOnly")
+        assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+        assert mounts["/var/lib/jouleserve/store"]["readOnly"] is True
+        environment = {one["name"]: one.get("value") for one in main_container["env"]}
+        assert environment["HOME"] == environment["TMPDIR"] == "/tmp"
+        used = {one["name"] for container in containers(template) for one in container["volumeMounts"]}
+        assert used == set(volumes)
+
+
+@every_set
+def test_digests_are_verified_before_the_server_starts(render: Render, values: dict[str, Any]) -> None:
+    for name, template in pod_templates(render(**values)).items():
+        if name != "DaemonSet":
+            first = template["spec"]["initContainers"][0]
+            wanted = ["fetch", "s3://bucket/store"] if "store" in values else ["verify"]
+            assert first["args"] == ["models", *wanted, "--config", "/etc/jouleserve/config/jouleserve.yaml"]
+
+
+@every_set
+def test_whoever_reads_the_settings_file_has_the_files_that_it_names(render: Render, values: dict[str, Any]) -> None:
+    manifests = render(**values)
+    text = of_kind(manifests, "ConfigMap", "demo-jouleserve")["data"]["jouleserve.yaml"]
+    named = {word for word in text.split() if word.startswith("/etc/jouleserve/")}
+    for name, template in pod_templates(manifests).items():
+        if name != "DaemonSet":
+            for container in (template["spec"]["initContainers"][0], template["spec"]["containers"][0]):
+                folders = {one["mountPath"] for one in container["volumeMounts"]}
+                assert {str(Path(file).parent) for file in named} <= folders
+
+
+@every_set
+def test_a_pod_lives_until_what_it_accepted_is_answered(render: Render, values: dict[str, Any]) -> None:
+    drain_s = values.get("settings", {}).get("server", {}).get("drain_timeout_s", 20)
+    for name, template in pod_templates(render(**values)).items():
+        if name == "DaemonSet":
+            continue
+        spec = template["spec"]
+        hook = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        if name == "Deployment":
+            assert spec["terminationGracePeriodSeconds"] >= 5 + drain_s + 10
+            assert "sleep(5)" in hook[-1]
+        else:
+            within_s = int(hook[-1].removeprefix("--within="))
+            assert hook[:3] == ["python", "-m", "server.leave"]
+            assert drain_s < within_s <= spec["terminationGracePeriodSeconds"] - 10
+
+
+def test_a_deployment_is_ready_when_the_server_says_so_and_restarted_when_it_is_dead(render: Render) -> None:
+    (container,) = pod_templates(render())["Deployment"]["spec"]["containers"]
+    probed = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert probed == {"startupProbe": "/health", "readinessProbe": "/health", "livenessProbe": "/live"}
+    assert {one["name"]: one["containerPort"] for one in container["ports"]} == {"http": 8000, "metrics": 9400}
+
+
+def node_process(template: dict[str, Any]) -> NodeSettings:
+    """The node process's settings by its own parser, which ends the test if it refuses them."""
+    container = next(one for one in template["spec"]["containers"] if one["name"] == "node")
+    assert container["command"] == ["python", "-m", "server.node"]
+    return NodeSettings.from_arguments(container["args"])
+
+
+def test_under_kuberay_every_pod_has_a_node_process_in_sight_of_its_replicas(render: Render) -> None:
+    settings = {"energy": {"pue": 1.3, "tick_s": 2, "source": "estimated"}, "server": {"metrics_port": 9500}}
+    for template in pod_templates(render(mode="RayService", settings=settings)).values():
+        node = node_process(template)
+        assert (node.run_dir, node.port, node.root_pid) == (RUN_DIR, 9500, 0)
+        assert (node.pue, node.tick_seconds, node.energy_source) == (1.3, 2, "estimated")
+        assert template["spec"]["shareProcessNamespace"] is True
+
+
+@pytest.mark.parametrize("name", ["RAPL by a daemonset", "KubeRay and RAPL"])
+def test_rapl_is_read_by_one_process_a_machine_that_the_servers_report_to(render: Render, name: str) -> None:
+    manifests = render(**SETS[name])
+    daemon = of_kind(manifests, "DaemonSet")["spec"]["template"]["spec"]
+    node = node_process({"spec": daemon})
+    settings = yaml.safe_load(of_kind(manifests, "ConfigMap", "demo-jouleserve")["data"]["jouleserve.yaml"])
+    assert str(node.run_dir) == settings["energy"]["node_dir"] == "/run/jouleserve/prod-demo-jouleserve"
+    assert daemon["hostPID"] is True
+    assert daemon["securityContext"]["runAsUser"] == 0
+    host = {one["name"]: one["hostPath"]["path"] for one in daemon["volumes"] if "hostPath" in one}
+    mounts = {one["name"]: one for one in daemon["containers"][0]["volumeMounts"]}
+    assert host == {"node": str(node.run_dir), "sys": "/sys"}
+    assert mounts["sys"]["readOnly"] is True
+    assert str(node.powercap_root).startswith(mounts["sys"]["mountPath"])
+    for where, template in pod_templates(manifests).items():
+        if where != "DaemonSet":
+            assert [one["name"] for one in template["spec"]["containers"]] != ["node"]
+            assert "shareProcessNamespace" not in template["spec"]
+            mount = next(m for m in template["spec"]["containers"][0]["volumeMounts"] if m["name"] == "node")
+            assert mount["mountPath"] == str(node.run_dir)
+            assert template["spec"]["securityContext"]["runAsGroup"] == daemon["securityContext"]["runAsGroup"]
+
+
+def test_without_asking_for_it_nothing_of_the_host_is_in_any_pod(render: Render) -> None:
+    for name, values in SETS.items():
+        if values.get("metering"):
+            continue
+        for template in pod_templates(render(**values)).values():
+            spec = template["spec"]
+            assert not {"hostPID", "hostNetwork", "hostIPC"} & spec.keys(), name
+            assert not [one for one in spec["volumes"] if "hostPath" in one]
+
+
+def rules(manifests: Manifests) -> list[tuple[Any, set[int]]]:
+    spec = of_kind(manifests, "NetworkPolicy")["spec"]
+    assert spec["policyTypes"] == ["Ingress"]
+    return [(rule["from"], {port["port"] for port in rule.get("ports", [])}) for rule in spec["ingress"]]
+
+
+def test_metrics_and_ray_are_closed_to_whoever_may_ask(render: Render) -> None:
+    clients = [{"podSelector": {"matchLabels": {"app": "shop"}}}]
+    found = rules(render(mode="RayService", networkPolicy={"clients": clients}))
+    own = [{"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "jouleserve",
+                                            "app.kubernetes.io/instance": "demo"}}}]  # fmt: skip
+    assert (clients, {8000}) in found
+    assert [sources for sources, ports in found if ports == {9400}] == [
+        [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    ]
+    assert [sources for sources, ports in found if not ports] == [own], "all ports are open to own pods alone"
+    assert rules(render(networkPolicy={"metrics": []})) == [([{"podSelector": {}}], {8000})]
+
+
+def test_selectors_find_the_pods_that_they_mean(render: Render) -> None:
+    for values in SETS.values():
+        manifests = render(**values)
+        labels = {name: template["metadata"]["labels"] for name, template in pod_templates(manifests).items()}
+        for one in manifests:
+            spec = one.get("spec", {})
+            selector = spec.get("selector") or spec.get("podSelector") or {}
+            wanted = selector.get("matchLabels", selector if one["kind"] == "Service" else {})
+            if one["kind"] == "ServiceMonitor":
+                services = [service["metadata"]["labels"] for service in manifests if service["kind"] == "Service"]
+                assert sum(wanted.items() <= found.items() for found in services) == 1
+            elif wanted:
+                hit = {name for name, found in labels.items() if wanted.items() <= found.items()}
+                assert hit, f"{one['kind']} {one['metadata']['name']} selects nothing"
+                if one["kind"] in ("Deployment", "DaemonSet"):
+                    assert hit == {one["kind"]}
+
+
+def test_ray_gets_the_lean_environment_and_haproxys_wrapper(render: Render) -> None:
+    for template in pod_templates(render(mode="RayService")).values():
+        environment = {one["name"]: one["value"] for one in template["spec"]["containers"][0]["env"]}
+        assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+        assert environment["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] == str(PORTS.replicas.start)
+        assert template["spec"]["initContainers"][1]["command"] == ["python", "-m", "server.pod"]
+
+
+def test_ray_scales_replicas_and_pods_by_requests_in_flight(render: Render) -> None:
+    manifests = render(**SETS["KubeRay that scales, with GPUs"])
+    cluster = of_kind(manifests, "RayService")["spec"]["rayClusterConfig"]
+    (workers,) = cluster["workerGroupSpecs"]
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (2, 6)
+    limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == 1
+    assert workers["template"]["spec"]["runtimeClassName"] == "nvidia"
+    fixed = of_kind(render(mode="RayService"), "RayService")["spec"]["rayClusterConfig"]
+    assert "enableInTreeAutoscaling" not in fixed
+
+
+def test_keda_scales_the_deployment_and_nothing_else_does(render: Render) -> None:
+    manifests = render(**SETS["KEDA"])
+    scaled = of_kind(manifests, "ScaledObject")["spec"]
+    assert scaled["scaleTargetRef"]["name"] == of_kind(manifests, "Deployment")["metadata"]["name"]
+    assert "jouleserve_requests_in_flight" in scaled["triggers"][0]["metadata"]["query"]
+    assert "replicas" not in of_kind(manifests, "Deployment")["spec"]
+
+
+def test_what_is_optional_is_left_out_where_it_is_not_wanted(render: Render) -> None:
+    bare = render(**SETS["nothing optional"])
+    assert kinds(bare) == {"ConfigMap", "ServiceAccount", "Deployment", "Service"}
+    assert "topologySpreadConstraints" not in of_kind(bare, "Deployment")["spec"]["template"]["spec"]
+    watched = render(**SETS["edge"])
+    assert {"ServiceMonitor", "PrometheusRule"} <= kinds(watched)
+    assert "PodMonitor" in kinds(render(**SETS["KubeRay"]))
+
+
+def test_a_digest_goes_before_a_tag(render: Render) -> None:
+    digest = "sha256:" + "0" * 64
+    for template in pod_templates(render(image={"tag": "1", "digest": digest})).values():
+        assert {one["image"] for one in containers(template)} == {f"ghcr.io/example/jouleserve@{digest}"}
