@@ -1,4 +1,4 @@
-"""What a pod of a cluster is given, and `jouleserve up` would choose by itself: Ray's environment and HAProxy's wrapper.
+"""What a pod of a cluster is given where `jouleserve up` would choose: Ray's environment and HAProxy's wrapper.
 
 The ports are the same in every pod, for each has a network of its own. `python -m server.pod` runs before Ray starts.
 """

@@ -125,6 +125,7 @@ class Replica:
             in_flight=lambda: engine.active,
             cache_bytes=lambda: engine.cache.size_bytes,
             cache_entries=lambda: len(engine.cache),
+            version_refused=lambda: self._refused_version is not None,
         )
         if server.grpc_port is not None:
             from server.rpc.server import RpcServer  # costs memory: loaded only where it is asked for

@@ -57,6 +57,13 @@ class GridState:
     """Looks at the grid that gave no reading of the provider's, by the name of the error."""
     measure: str = "average"
 
+    dial_level: float | None = None
+    """Where the dial stands: 0 full quality, 1 cheapest."""
+    budget_spent_ratio: float | None = None
+    """Share of the period's budget that is spent; None under other policies."""
+    budget_elapsed_ratio: float | None = None
+    """Share of the period that has passed."""
+
     @property
     def step(self) -> int:
         """The ladder's step in force: 0 the provider's own reading to 4, nothing."""
@@ -71,6 +78,9 @@ def parse_grid_state(data: bytes, written_s: float) -> GridState:
     switches = tree.get("switches_total") or 0
     if not isinstance(switches, int) or switches < 0:
         raise ValueError(f"switches_total: {switches!r} is no count")
+    budget = tree.get("budget") or {}
+    if not isinstance(budget, dict):
+        raise ValueError("budget: not a map")
     return GridState(
         grams_per_kwh=_number(tree, "grams_per_kwh", _MAX_GRAMS_PER_KWH),
         age_s=_number(tree, "age_s", math.inf),
@@ -84,6 +94,9 @@ def parse_grid_state(data: bytes, written_s: float) -> GridState:
         switches_total=switches,
         refused=_counts(tree, "refused"),
         measure=_label(tree, "measure") or "average",
+        dial_level=_number(tree, "dial_level", 1.0),
+        budget_spent_ratio=_number(budget, "spent_ratio", math.inf),
+        budget_elapsed_ratio=_number(budget, "elapsed_ratio", 1.0),
     )
 
 

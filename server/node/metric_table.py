@@ -150,6 +150,18 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_queue_depth": (GAUGE, (), "Texts that wait for a batch."),
     "jouleserve_requests_in_flight": (GAUGE, (), "Requests accepted and not answered yet."),
     "jouleserve_replicas": (GAUGE, (), "Replicas that report to this node."),
+    "jouleserve_version_refused_replicas": (
+        GAUGE,
+        (),
+        "Replicas that refused the version they were told to serve (bytes against their digests, or not to be loaded)"
+        " and serve another. Alert above 0.",
+    ),
+    "jouleserve_state_write_failures": (
+        COUNTER,
+        (),
+        "Times that the totals could not be written to disk since the node process began.",
+    ),
+    "jouleserve_state_free_bytes": (GAUGE, (), "Bytes free on the disk that the totals are kept on."),
     "jouleserve_serving_processes": (GAUGE, (), "Processes of the serving tree."),
     "jouleserve_grid_intensity_grams_per_kwh": (
         GAUGE,
@@ -168,6 +180,13 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("provider", "reason"),
         "Looks at the grid that gave no reading of the provider's: it failed, or what it told was not to be believed.",
     ),
+    "jouleserve_dial_level_ratio": (GAUGE, (), "Where the dial stands: 0 full quality, 1 cheapest point."),
+    "jouleserve_budget_spent_ratio": (
+        GAUGE,
+        (),
+        "Share of the period's grams or kWh that is spent; under the policy budget alone.",
+    ),
+    "jouleserve_budget_elapsed_ratio": (GAUGE, (), "Share of that period that has passed."),
     "jouleserve_dial_info": (GAUGE, ("point", "policy"), "The operating point in force for standard requests."),
     "jouleserve_dial_switches": (COUNTER, (), "How often the dial was turned."),
     "jouleserve_jobs": (GAUGE, ("state",), "Jobs that wait for their hour, and that are being computed."),

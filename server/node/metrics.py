@@ -53,6 +53,9 @@ class Books:
     grid_age_s: float | None = None
     pue: float = 1.0
     startup: StartUp | None = None
+    write_failures: int = 0
+    free_bytes: int | None = None
+    """Free where the totals are kept."""
     compiled: tuple[CompileCost, ...] = ()
     exemplars: tuple[Exemplar, ...] = ()
     jobs: JobsState | None = None
@@ -192,6 +195,7 @@ class NodeCollector(Collector):
         _add(families, "jouleserve_queue_depth", books.gauges.get("queue_depth", 0.0))
         _add(families, "jouleserve_requests_in_flight", books.gauges.get("in_flight", 0.0))
         _add(families, "jouleserve_replicas", books.replicas)
+        _add(families, "jouleserve_version_refused_replicas", books.gauges.get("version_refused", 0.0))
 
     def _surroundings(self, families: dict[str, Metric]) -> None:
         books, grid = self._books, self._books.grid
@@ -202,6 +206,11 @@ class NodeCollector(Collector):
             if books.grid_age_s is not None:
                 _add(families, "jouleserve_grid_age_seconds", books.grid_age_s)
             _add(families, "jouleserve_grid_step", grid.step)
+            if grid.dial_level is not None:
+                _add(families, "jouleserve_dial_level_ratio", grid.dial_level)
+            if grid.budget_spent_ratio is not None and grid.budget_elapsed_ratio is not None:
+                _add(families, "jouleserve_budget_spent_ratio", grid.budget_spent_ratio)
+                _add(families, "jouleserve_budget_elapsed_ratio", grid.budget_elapsed_ratio)
             for reason in dict.fromkeys((*REFUSALS, *grid.refused)):
                 _add(families, "jouleserve_grid_refused", grid.refused.get(reason, 0), grid.provider, reason)
             if grid.dial_point:
@@ -210,6 +219,9 @@ class NodeCollector(Collector):
         if books.jobs is not None:
             self._jobs(families, books.jobs)
         _add(families, "jouleserve_serving_processes", books.processes)
+        _add(families, "jouleserve_state_write_failures", books.write_failures)
+        if books.free_bytes is not None:
+            _add(families, "jouleserve_state_free_bytes", books.free_bytes)
         _add(families, "jouleserve_power_usage_effectiveness_ratio", books.pue)
         _add(families, "jouleserve_build_info", 1, self._version)
 

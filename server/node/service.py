@@ -127,6 +127,7 @@ class NodeService:
         self._pending_tick: MachineTick | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._persist_at = 0.0
+        self._write_failures = 0
         self._next_tick = 0.0
         self.stopping = asyncio.Event()
 
@@ -283,6 +284,7 @@ class NodeService:
             node_state.write_atomic(self._settings.state_file, kept.encode(), durable=durable)
             self._dirty = False
         except OSError as error:
+            self._write_failures += 1
             log.error("%s: totals cannot be persisted: %s", self._settings.state_file, error)
 
     def _conserved(self) -> Conservation:
@@ -331,6 +333,8 @@ class NodeService:
             grid_age_s=self._grid.age_s(),
             pue=self._settings.pue,
             startup=self._startup,
+            write_failures=self._write_failures,
+            free_bytes=_free_bytes(self._settings.state_file.parent),
             compiled=self._model.costs(),
             exemplars=tuple(one for peer in self._replicas.peers.values() for one in peer.exemplars),
             jobs=read_jobs_state(self._settings.run_dir),
@@ -388,6 +392,15 @@ class NodeService:
             **asdict(self.figures()),
         }
         return Response(json.dumps(answer).encode(), JSON)
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """What is free for this user where the totals are kept; None if that cannot be told."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
 
 
 async def serve(settings: NodeSettings) -> None:

@@ -55,7 +55,7 @@ COUNTERS = (
     "spike_overrides",
     "latency_guarded",
 )
-GAUGES = ("queue_depth", "in_flight", "cache_bytes", "cache_entries")
+GAUGES = ("queue_depth", "in_flight", "cache_bytes", "cache_entries", "version_refused")
 PHASES = ("queue", "tokenize", "infer", "total")
 
 _MS = 1_000_000

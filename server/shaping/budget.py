@@ -134,6 +134,18 @@ def wanted_level(
     return min(1.0, (1 - allowed_share) / (1 - cheapest_share)), f"budget-tight:{used}"
 
 
+def course(state: BudgetState, now: datetime, settings: ShapingSettings) -> dict[str, float] | None:
+    """Shares of the period's budget that are spent and of the period that has passed; None without a budget."""
+    if settings.budget_amount is None or state.unit != settings.budget_unit:
+        return None
+    begin, end = _begin_of(now, settings), end_of(now, settings)
+    spent = state.spent if state.period == period_of(now, settings) else 0.0
+    return {
+        "spent_ratio": spent / settings.budget_amount,
+        "elapsed_ratio": (now - begin).total_seconds() / (end - begin).total_seconds(),
+    }
+
+
 def period_of(now: datetime, settings: ShapingSettings) -> str:
     """Name of the period that `now` lies in."""
     return now.astimezone(UTC).strftime("%Y-%m-%d" if settings.budget_period == "day" else "%Y-%m")
@@ -141,7 +153,12 @@ def period_of(now: datetime, settings: ShapingSettings) -> str:
 
 def end_of(now: datetime, settings: ShapingSettings) -> datetime:
     """When that period ends."""
-    day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    begin = _begin_of(now, settings)
     if settings.budget_period == "day":
-        return day + timedelta(days=1)
-    return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+        return begin + timedelta(days=1)
+    return (begin + timedelta(days=32)).replace(day=1)
+
+
+def _begin_of(now: datetime, settings: ShapingSettings) -> datetime:
+    day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return day if settings.budget_period == "day" else day.replace(day=1)

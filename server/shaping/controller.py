@@ -25,6 +25,7 @@ from models.manifest import OperatingPoint
 from models.store import write_atomic
 from server.node.figures import Figures
 from server.settings import ShapingSettings
+from server.shaping import budget
 from server.shaping.policy import Decision, DialState, Inputs, PolicyState, code, decide
 
 log = structlog.get_logger(__name__)
@@ -222,7 +223,13 @@ class ShapingController:
             "switches_total": self.switches_total,
             "refused": dict(self._ladder.refused),
             "changes": list(self._changes),
+            "budget": self._budget(),
         }
+
+    def _budget(self) -> dict[str, float] | None:
+        if self._settings.policy != "budget":
+            return None
+        return budget.course(self._state.budget, self._ladder.provider.now(), self._settings)
 
     async def _push_dial(self) -> None:
         dial = self.dial

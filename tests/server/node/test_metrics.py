@@ -29,7 +29,12 @@ CPU = Domain("package", "package-0", "rapl")
 CORE = Domain("core", "package-0", "rapl", overlaps=True)
 OWNER = Account("intents", "full", "full", "standard", "ok")
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-GRID = GridState(250.0, 60.0, 0.0, "GB", "replay", "live", "lite", "threshold", "dirty", 4)
+GRID = GridState(
+    *(250.0, 60.0, 0.0, "GB", "replay", "live", "lite", "budget", "budget-tight:40%", 4),
+    dial_level=0.5,
+    budget_spent_ratio=0.4,
+    budget_elapsed_ratio=0.3,
+)
 
 
 def books(grid: GridState | None = GRID) -> Books:
@@ -67,6 +72,8 @@ def books(grid: GridState | None = GRID) -> Books:
         grid_age_s=61.0 if grid else None,
         pue=1.2,
         startup=started(),
+        write_failures=1,
+        free_bytes=10**9,
         compiled=(CompileCost("intents", "lite", 1234.0, 500.0, "rapl", 0.05),),
         exemplars=snapshot.exemplars,
         jobs=JobsState(3, 1, 7, 1, 1, 500, 40.0, 0.002, 0.003),

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from energy.grid.signal import Intensity
 from models.manifest import OperatingPoint
 from server.settings import ShapingSettings
-from server.shaping.budget import BudgetState, end_of, period_of, spend
+from server.shaping.budget import BudgetState, course, end_of, period_of, spend
 from server.shaping.policy import Decision, Inputs, PolicyState, decide
 
 BEGIN = datetime(2024, 5, 1, tzinfo=UTC)
@@ -193,3 +193,12 @@ def test_nobody_is_refused_and_strict_never_degraded_whatever_the_budget(amount:
     for state, decision in steps:
         assert 0 <= state.level <= 1
         assert decision.point_by_class["strict"] == "full"
+
+
+@pytest.mark.parametrize(("period", "elapsed"), [("day", 0.25), ("month", 14.25 / 31)])
+def test_the_course_of_a_budget_is_told_in_shares_of_it_and_of_its_period(period: str, elapsed: float) -> None:
+    chosen, now = settings(budget_period=period), datetime(2024, 5, 15, 6, tzinfo=UTC)
+    state = BudgetState(period=period_of(now, chosen), spent=75.0)
+    assert course(state, now, chosen) == {"spent_ratio": 0.25, "elapsed_ratio": pytest.approx(elapsed)}
+    assert course(replace(state, period="2024-04"), now, chosen)["spent_ratio"] == 0.0  # type: ignore[index]
+    assert course(replace(state, unit="kwh"), now, chosen) is None

@@ -195,6 +195,7 @@ async def test_the_grid_file_says_what_was_read_and_decided(tmp_path: Path) -> N
         "switches_total": 1,
         "measure": "average",
         "refused": {},
+        "budget": None,
     }
 
 
