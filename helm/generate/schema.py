@@ -13,7 +13,7 @@ from server.settings import Settings
 Schema = dict[str, Any]
 
 CHARTS_OWN = {
-    "ServerSettings": ("host", "run_dir", "api_keys_file"),
+    "ServerSettings": ("host", "run_dir", "api_keys_file", "admin_keys_file"),
     "ModelSettings": ("store",),
     "CacheSettings": ("redis_password_file",),
     "GridSettings": ("secret", "secret_file"),
@@ -85,6 +85,7 @@ def _sections(settings: Schema) -> dict[str, Schema]:
         "secrets": section(
             {
                 "apiKeys": secret("the file of API keys"),
+                "adminKeys": secret("the file of keys that may tune over HTTP"),
                 "grid": secret("token or password of the grid's provider"),
                 "redis": secret("password of settings.cache.redis_url"),
             }

@@ -81,7 +81,7 @@ def test_the_server_takes_the_settings_of_the_config_map(
     manifests = render(**values)
     file = tmp_path / "jouleserve.yaml"
     text = of_kind(manifests, "ConfigMap", "demo-jouleserve")["data"]["jouleserve.yaml"]
-    for name in ("keys/keys", "grid/secret", "redis/password"):  # the Secrets, as far as they are mounted
+    for name in ("keys/keys", "admin/keys", "grid/secret", "redis/password"):  # the Secrets, as far as they are mounted
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("secret")
     file.write_text(text.replace("/etc/jouleserve", str(tmp_path)))

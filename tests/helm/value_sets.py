@@ -10,7 +10,7 @@ SETS: dict[str, dict[str, Any]] = {
     "edge": {"deployment": {"edge": True, "replicas": 2}, "monitoring": EVERYTHING_WATCHED},
     "keys, gRPC and Redis": {
         "settings": {"server": {"grpc_port": 8001}, "cache": {"redis_url": "redis://cache:6379/0"}},
-        "secrets": {"apiKeys": {"name": "keys"}, "redis": {"name": "redis"}},
+        "secrets": {"apiKeys": {"name": "keys"}, "adminKeys": {"name": "keys"}, "redis": {"name": "redis"}},
     },
     "models from a bucket, a paid grid": {
         "store": {"url": "s3://bucket/store", "envFrom": [{"secretRef": {"name": "bucket"}}]},

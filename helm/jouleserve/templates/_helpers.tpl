@@ -22,6 +22,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "jouleserve.settings" -}}
 {{- $server := dict "host" "0.0.0.0" "run_dir" "/var/lib/jouleserve/run" -}}
 {{- if .Values.secrets.apiKeys.name }}{{ $_ := set $server "api_keys_file" "/etc/jouleserve/keys/keys" }}{{ end -}}
+{{- if .Values.secrets.adminKeys.name }}{{ $_ := set $server "admin_keys_file" "/etc/jouleserve/admin/keys" }}{{ end -}}
 {{- $chart := dict "server" $server "model" (dict "store" "/var/lib/jouleserve/store") -}}
 {{- if .Values.secrets.grid.name }}{{ $_ := set $chart "grid" (dict "secret_file" "/etc/jouleserve/grid/secret") }}{{ end -}}
 {{- if .Values.secrets.redis.name }}{{ $_ := set $chart "cache" (dict "redis_password_file" "/etc/jouleserve/redis/password") }}{{ end -}}

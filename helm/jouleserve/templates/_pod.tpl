@@ -33,6 +33,9 @@
 {{- if .Values.secrets.apiKeys.name }}
 - {name: keys, mountPath: /etc/jouleserve/keys, readOnly: true}
 {{- end }}
+{{- if .Values.secrets.adminKeys.name }}
+- {name: admin, mountPath: /etc/jouleserve/admin, readOnly: true}
+{{- end }}
 {{- if .Values.secrets.grid.name }}
 - {name: grid, mountPath: /etc/jouleserve/grid, readOnly: true}
 {{- end }}
@@ -55,6 +58,10 @@
   {{- end }}
 {{- with .Values.secrets.apiKeys }}{{ if .name }}
 - name: keys
+  secret: {secretName: {{ .name }}, defaultMode: 0440, items: [{key: {{ .key }}, path: keys}]}
+{{- end }}{{ end }}
+{{- with .Values.secrets.adminKeys }}{{ if .name }}
+- name: admin
   secret: {secretName: {{ .name }}, defaultMode: 0440, items: [{key: {{ .key }}, path: keys}]}
 {{- end }}{{ end }}
 {{- with .Values.secrets.grid }}{{ if .name }}
