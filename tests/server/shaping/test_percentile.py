@@ -151,7 +151,7 @@ def test_the_dial_moves_from_end_to_end_within_the_swing_and_never_faster() -> N
 
 def test_between_the_ends_the_dial_walks_over_the_points_in_between() -> None:
     grams: list[float | None] = [200.0 + i % 7 for i in range(24)] + [400.0] * 9
-    steps = play(grams, settings(swing_s=8 * 3600), points=THREE)[24:]
+    steps = play(grams, settings(swing_s=8 * 3600, max_switches_per_day=48), points=THREE)[24:]
     seen = [(d.point, d.split.point if d.split else None) for _, d in steps]
     assert ("full", "both") in seen
     assert ("both", "lite") in seen
@@ -160,7 +160,7 @@ def test_between_the_ends_the_dial_walks_over_the_points_in_between() -> None:
 
 
 def test_flapping_a_hundred_times_around_the_threshold_switches_at_most_twice_a_dwell() -> None:
-    chosen = settings(min_dwell_s=900, rank_band=0)
+    chosen = settings(min_dwell_s=900, rank_band=0, max_switches_per_day=48)
     state = play(daily(20), chosen)[-1][0]
     middle = 300.0
     turns, t0 = [], BEGIN + timedelta(days=20)
