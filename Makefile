@@ -54,6 +54,11 @@ fuzz: $(VENV)/.ready-dev  ## 10,000 made-up HTTP requests and 10,000 over gRPC; 
 	@$(BIN)/python -m loadtest.fuzz $(FUZZ)
 	@JOULESERVE_FUZZ_EXAMPLES=2500 $(BIN)/pytest -q tests/server/rpc/test_fuzz.py
 
+FAMILY ?= support-intents
+.PHONY: bench-dial
+bench-dial: $(VENV)/.ready-demo  ## every point of the dial in a running server; FAMILY=name DATA=labelled .parquet or .csv
+	@$(BIN)/python -m loadtest.dial --family $(FAMILY) --texts $(DATA) $(DIAL)
+
 PROTOS := server/rpc/proto
 protos: $(VENV)/.ready-dev  ## write the gRPC messages' code from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. $(PROTOS)/open_inference.proto $(PROTOS)/predictor.proto

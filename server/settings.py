@@ -215,10 +215,10 @@ class ShapingSettings(Section):
     quality_debt_days: float = Field(default=60, ge=7, le=366)
     """Days in which `percentile` takes back answers at full quality beyond `full_share`, or gives those owed; until New
     Year where that is farther. Longer saves more carbon and keeps the share less exactly."""
-    max_switches_per_day: float = Field(default=1.5, gt=0, le=48)
+    max_switches_per_day: float = Field(default=1.45, gt=0, le=48)
     """How often `percentile` may turn the dial, in the mean of a fortnight. Where the sun sets the grid's daily course
     two switches a day save the most."""
-    rank_band: float = Field(default=0.01, ge=0, le=0.4)
+    rank_band: float = Field(default=0.02, ge=0, le=0.4)
     """Half the width of `percentile`'s band, in shares of the past's hours, in which nothing moves. It widens by itself
     where the dial turns too often."""
     swing_s: float = Field(default=900, ge=0, le=86_400)

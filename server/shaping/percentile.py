@@ -42,7 +42,7 @@ BAND_GAIN = 0.3
 MOST_BAND = 0.45
 """From `BAND_FROM` of the allowed switches a day on, each switch a day more widens the band by `BAND_GAIN` of rank."""
 MOST_ALLOWANCE_DAYS = 60.0
-FIRST_ALLOWANCE_DAYS = 2.0
+FIRST_ALLOWANCE_DAYS = 15.0
 """So many days of switches not made can be saved up, and are there at the beginning."""
 USUAL_DAYS = 14.0
 """Time constant of the usual request rate."""

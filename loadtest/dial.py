@@ -1,0 +1,296 @@
+"""Every point of the dial in a running server, against its manifest: `python -m loadtest.dial --family F --texts FILE`.
+
+The server is pinned to one operating point after the other while it runs, asked every labelled text over HTTP, and
+measured from outside: accuracy by the labels of the replies, CPU time of the whole process tree, dynamic joules by its
+own books. The cache is off. Rounds go through the points in turn, there and back, so that a machine that slows down is
+no point's fault. Exit code 1 if a point breaks a bound of its manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from math import sqrt
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.client import Question, closed_loop, percentile
+from loadtest.demo_tables import read_metrics
+from loadtest.served import Served, serve
+from loadtest.tree import read_tree
+from models.manifest import Manifest, OperatingPoint
+from models.store import Store, write_atomic
+from server.shaping.tuning import tune
+
+SETTLED_S = 2.5
+"""The node process settles its counters within this."""
+TURN_S = 30.0
+CASCADE_ACCURACY, CASCADE_COST = 0.99, 0.60
+Z_ONE_SIDED_95 = 1.645
+
+
+@dataclass(frozen=True)
+class Pass:
+    """All texts asked once of one point."""
+
+    accuracy: float
+    cpu_seconds_per_1k: float
+    """Of the whole process tree."""
+    joules_per_1k: float | None
+    """Dynamic joules that the requests owe, None where nothing measures them."""
+    p99_ms: float
+    escalated: int
+    texts: int
+    failed: int
+
+
+@dataclass
+class Measured:
+    """A point's passes beside what its manifest says."""
+
+    point: OperatingPoint
+    passes: list[Pass] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float:
+        """Of the median pass."""
+        return median(one.accuracy for one in self.passes)
+
+    @property
+    def cpu_seconds_per_1k(self) -> float:
+        """Of the median pass."""
+        return median(one.cpu_seconds_per_1k for one in self.passes)
+
+    @property
+    def joules_per_1k(self) -> float | None:
+        """Of the median pass."""
+        found = [one.joules_per_1k for one in self.passes if one.joules_per_1k is not None]
+        return median(found) if found else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a point keeps what its manifest promises; None where it promises nothing."""
+
+    accuracy_kept: bool
+    joules_kept: bool | None
+    cpu_share: float
+    """Of full quality's CPU-seconds, end to end."""
+    relative_accuracy: float
+    """Of full quality's accuracy, measured here."""
+
+
+def judge(measured: Measured, full: Measured, uncertainty: float | None) -> Verdict:
+    """Compare with the manifest. Accuracy is kept if it is not below the manifest's lower bound by more than sampling
+    explains (one-sided 95 %); joules, if they lie within the meter's own uncertainty of the manifest's figure."""
+    point, texts = measured.point, measured.passes[0].texts
+    slack = Z_ONE_SIDED_95 * sqrt(max(0.0, point.accuracy_lower * (1 - point.accuracy_lower)) / texts)
+    joules_kept = None
+    if measured.joules_per_1k is not None and point.joules_per_1k is not None and uncertainty is not None:
+        joules_kept = abs(measured.joules_per_1k / point.joules_per_1k - 1) <= uncertainty
+    return Verdict(
+        measured.accuracy >= point.accuracy_lower - slack,
+        joules_kept,
+        measured.cpu_seconds_per_1k / full.cpu_seconds_per_1k,
+        measured.accuracy / full.accuracy if full.accuracy else float("nan"),
+    )
+
+
+def labelled(path: Path, labels: Sequence[str], limit: int | None) -> list[Question]:
+    """Texts with the names of their labels; a number is a place in the family's labels. Raises ValueError."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        rows = parquet.read_table(path).to_pylist()
+    else:
+        import csv
+
+        with path.open(newline="", encoding="utf-8") as handle:
+            rows = list(csv.DictReader(handle))
+    found = []
+    for number, row in enumerate(rows[:limit], 1):
+        text, label = row.get("text"), row.get("label")
+        if not isinstance(text, str) or label is None:
+            raise ValueError(f"{path}, row {number}: needs a text and a label; give columns `text` and `label`")
+        name = labels[int(label)] if str(label).isdigit() and int(label) < len(labels) else str(label)
+        if name not in labels:
+            raise ValueError(f"{path}, row {number}: label {label!r} is none of the family's {len(labels)}")
+        found.append(Question(text, label=name))
+    if not found:
+        raise ValueError(f"{path}: holds no texts")
+    return found
+
+
+def turn_to(served: Served, run_dir: Path, point: str) -> None:
+    """Pin the dial and wait until replies say so. Raises RuntimeError."""
+    tune(run_dir / "tuning.json", {"shaping.policy": "pin", "shaping.pin_point": point})
+    deadline = time.monotonic() + TURN_S
+    while time.monotonic() < deadline:
+        reply = httpx.post(f"{served.url}/predict", json={"inputs": f"turn {time.monotonic()}"}, timeout=30)
+        if reply.headers.get("x-jouleserve-point") == point:
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"the dial did not reach '{point}' within {TURN_S:g} s; the end of the log:\n{served.tail()}")
+
+
+def run_pass(served: Served, questions: Sequence[Question], clients: int, point: str) -> Pass:
+    """Ask everything once. Raises RuntimeError if another point answered."""
+    time.sleep(SETTLED_S)
+    before, cpu = read_metrics(served.metrics_url), read_tree(served.process.pid)
+    run = asyncio.run(closed_loop(f"{served.url}/predict", iter(questions), clients))
+    spent_s = read_tree(served.process.pid).since(cpu)
+    time.sleep(SETTLED_S)
+    after = read_metrics(served.metrics_url)
+    answered = run.answered
+    if not answered:
+        raise RuntimeError(f"nothing was answered; the end of the log:\n{served.tail()}")
+    if others := {reply.point for reply in answered} - {point}:
+        raise RuntimeError(f"pinned to '{point}', answered by {', '.join(sorted(others))}")
+
+    def grown(name: str) -> float:
+        return after.total(name) - before.total(name)
+
+    joules = grown("jouleserve_attributed_joules_total")
+    return Pass(
+        accuracy=sum(reply.correct is True for reply in answered) / len(answered),
+        cpu_seconds_per_1k=1000 * spent_s / len(answered),
+        joules_per_1k=1000 * joules / len(answered) if joules > 0 else None,
+        p99_ms=1000 * percentile([reply.latency_s for reply in answered], 0.99),
+        escalated=round(grown("jouleserve_escalations_total")),
+        texts=len(answered),
+        failed=len(run.replies) - len(answered),
+    )
+
+
+def measure(options: argparse.Namespace, manifest: Manifest, questions: Sequence[Question]) -> list[Measured]:
+    """Every point, `rounds` times."""
+    found = [Measured(point) for point in manifest.points]
+    settings = {
+        "model.store": options.store,
+        "model.family": options.family,
+        "shaping.policy": "off",
+        "shaping.floors.eco": 0,
+        "shaping.floors.standard": 0,
+        "shaping.swing_s": 0,
+        "cache.enabled": "false",
+        "batching.max_queue_requests": 10 * options.clients,
+    }
+    with tempfile.TemporaryDirectory(prefix="dial-") as name:
+        folder = Path(name)
+        with serve(folder, settings, edge=options.edge) as served:
+            for number in range(options.rounds):
+                for one in found if number % 2 == 0 else reversed(found):
+                    turn_to(served, folder / "run", one.point.name)
+                    one.passes.append(run_pass(served, questions, options.clients, one.point.name))
+    return found
+
+
+def uncertainty_of(manifest: Manifest, point: OperatingPoint) -> float | None:
+    """Relative, of the manifest's joules of the point."""
+    return manifest.variant(point.variant).evidence.energy_relative_uncertainty
+
+
+def table(manifest: Manifest, found: Sequence[Measured]) -> Table:
+    """A row a point."""
+    full = found[0]
+    headings = ("point", "accuracy", "manifest (lower)", "of full", "CPU-s/1k", "of full", "manifest", "J/1k")
+    title = f"{manifest.family}: {full.passes[0].texts} texts, {len(full.passes)} rounds over HTTP"
+    shown = Table(*headings, "manifest", "p99", title=title)
+    for one in found:
+        point = one.point
+        verdict = judge(one, full, uncertainty_of(manifest, point))
+        promised = point.cpu_seconds_per_1k / full.point.cpu_seconds_per_1k
+        shown.add_row(
+            point.name,
+            f"{one.accuracy:.2%}{'' if verdict.accuracy_kept else ' !'}",
+            f"{point.accuracy:.2%} ({point.accuracy_lower:.2%})",
+            f"{verdict.relative_accuracy:.2%}",
+            f"{one.cpu_seconds_per_1k:.2f}",
+            f"{verdict.cpu_share:.0%}",
+            f"{promised:.0%}",
+            _joules(one.joules_per_1k) + (" !" if verdict.joules_kept is False else ""),
+            _joules(point.joules_per_1k),
+            f"{median(p.p99_ms for p in one.passes):.0f} ms",
+        )
+    return shown
+
+
+def _joules(joules: float | None) -> str:
+    return "-" if joules is None else f"{joules:.1f}"
+
+
+def cascade_line(manifest: Manifest, found: Sequence[Measured]) -> str:
+    """The cheapest cascade that keeps 99 % of full quality's accuracy, and whether it costs at most 60 %."""
+    full = found[0]
+    kept = [
+        (verdict, one.point.name)
+        for one in found
+        if one.point.cascade is not None
+        and (verdict := judge(one, full, uncertainty_of(manifest, one.point))).relative_accuracy >= CASCADE_ACCURACY
+    ]
+    if all(one.point.cascade is None for one in found):
+        return "the family has no cascade"
+    if not kept:
+        return "no cascade keeps 99 % of full quality's accuracy: target missed"
+    verdict, name = min(kept, key=lambda pair: pair[0].cpu_share)
+    met = "met" if verdict.cpu_share <= CASCADE_COST else "missed"
+    return (
+        f"{name}: {verdict.relative_accuracy:.2%} of full quality's accuracy at {verdict.cpu_share:.0%} of its"
+        f" CPU-seconds, end to end; at most {CASCADE_COST:.0%} is asked: {met}"
+    )
+
+
+def to_dict(manifest: Manifest, found: Sequence[Measured]) -> dict[str, Any]:
+    """JSON-serializable."""
+    points = []
+    for one in found:
+        verdict = judge(one, found[0], uncertainty_of(manifest, one.point))
+        manifest_says = one.point.model_dump(exclude={"cascade", "variant"})
+        passes = [asdict(single) for single in one.passes]
+        points.append({"manifest": manifest_says, "passes": passes, "verdict": asdict(verdict)})
+    return {"family": manifest.family, "points": points, "cascade": cascade_line(manifest, found)}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", type=Path, default=Path("var/store"))
+    parser.add_argument("--family", required=True)
+    parser.add_argument("--texts", type=Path, required=True, help=".parquet or .csv with columns text and label")
+    parser.add_argument("--limit", type=int, help="only the first texts")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--edge", action="store_true", help="one process, without Ray")
+    parser.add_argument("--out", type=Path, help="write everything as JSON")
+    options = parser.parse_args()
+    options.store = options.store.resolve()
+    manifest = Store(options.store).open(options.family).manifest
+    try:
+        questions = labelled(options.texts, manifest.labels, options.limit)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    found = measure(options, manifest, questions)
+    console = Console(width=140)
+    console.print(table(manifest, found))
+    console.print(cascade_line(manifest, found), highlight=False)
+    if options.out is not None:
+        write_atomic(options.out, json.dumps(to_dict(manifest, found), indent=1).encode() + b"\n")
+        console.print(f"written: {options.out}")
+    verdicts = [judge(one, found[0], uncertainty_of(manifest, one.point)) for one in found]
+    failed = sum(single.failed for one in found for single in one.passes)
+    if failed or not all(verdict.accuracy_kept and verdict.joules_kept is not False for verdict in verdicts):
+        raise SystemExit(f"out of bounds (marked !) or failed requests ({failed})")
+
+
+if __name__ == "__main__":
+    main()
