@@ -50,6 +50,10 @@ JOBS_GRID ?= $(DATA)/carbon/DE_2020_2021_hourly.csv.gz
 bench-jobs: $(VENV)/.ready-demo  ## 1,000 jobs over a replayed week on a server that is killed five times
 	@$(BIN)/python -m loadtest.jobs_bench $(JOBS_GRID) $(JOBS)
 
+.PHONY: docs-check
+docs-check: $(VENV)/.ready-dev  ## every command in the docs that takes longer than a test may (an hour)
+	@JOULESERVE_DOCS_CHECK=1 $(BIN)/pytest -q tests/docs
+
 fuzz: $(VENV)/.ready-dev  ## 10,000 made-up HTTP requests and 10,000 over gRPC; no undocumented answer, and it lives
 	@$(BIN)/python -m loadtest.fuzz $(FUZZ)
 	@JOULESERVE_FUZZ_EXAMPLES=2500 $(BIN)/pytest -q tests/server/rpc/test_fuzz.py

@@ -7,10 +7,13 @@ const RULED_BY = {
   swing_s: ["percentile", "budget"], budget_amount: ["budget"], budget_unit: ["budget"], budget_period: ["budget"], pin_point: ["pin"],
   dirty_above_grams_per_kwh: ["threshold", "percentile"], clean_below_grams_per_kwh: ["threshold", "percentile"], min_dwell_s: ["threshold", "percentile"],
 };
+const FOLLOW_MS = 6000;
 const inputs = new Map();
 let inForce = null;
 let unlocked = false;
 let adminKey = "";
+let knownVersion = 0; // replicas never hear of a version that says what the last one said
+let trustedUntil = 0; // what /admin said goes before what replicas hold
 
 const valueAt = (tree, key) => key.split(".").reduce((node, name) => node?.[name], tree);
 const shownAs = (value) => (value === null || value === undefined ? "" : String(value));
@@ -97,8 +100,9 @@ function takeForce(settings) {
 
 /** Called with every answer of the server. Replicas are a moment behind what was just changed. */
 function offerTuning(data) {
+  knownVersion = Math.max(knownVersion, data.tunables.version);
   if (!inputs.size) buildForm(data.points.map((one) => one.name));
-  if (inForce === null || data.tunables.version >= inForce.version) takeForce(data.tunables);
+  if (inForce === null || data.tunables.version >= inForce.version || Date.now() > trustedUntil) takeForce(data.tunables);
   $("#lock").hidden = !data.tunable || unlocked;
   $("#tuning-intro").textContent = `In force: version ${inForce.version}. ${data.tunable
     ? "Everything here changes while the server runs, without a lost request, and lasts until a restart."
@@ -153,6 +157,8 @@ async function asAdmin(act, done) {
       problem.hidden = true;
       input.removeAttribute("aria-invalid");
     }
+    knownVersion = told.version;
+    trustedUntil = Date.now() + FOLLOW_MS;
     takeForce({ ...told.settings, version: told.version });
     tell("good", done(told));
     await showAudit();
@@ -188,7 +194,7 @@ $("#key").addEventListener("keydown", (event) => {
 $("#tune").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!unlocked) return;
-  const wanted = { changes: changesWanted(), expected_version: inForce.version };
+  const wanted = { changes: changesWanted(), expected_version: knownVersion };
   asAdmin(() => admin("PATCH", "tuning", wanted), (told) => `Taken as version ${told.version}; replicas follow within about two seconds.`);
 });
 $("#tune").addEventListener("reset", (event) => {

@@ -1,0 +1,133 @@
+"""Every command of the documentation was thought of, and those that can run beside a server are run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loadtest.served import free_port, serve
+from models.store import Store
+from tests.support.doc_commands import DECIDED, PAGES, ROOT, Command, commands
+from tests.support.tiny_family import publish_tiny_family
+
+ALL = [command for page in PAGES for command in commands(page)]
+SLOW_TOO = os.environ.get("JOULESERVE_DOCS_CHECK") == "1"
+SLOW_TIMEOUT_S = 3600
+STOPS_AFTER_S = 45
+Beside = tuple[dict[str, str], Path, dict[str, str]]
+KEY, ADMIN_KEY = "a-key-for-the-docs", "an-administrators-key-for-the-docs"
+
+
+@pytest.mark.parametrize("command", ALL, ids=str)
+def test_somebody_has_decided_where_it_can_be_run(command: Command) -> None:
+    known = "\n".join(f"  {pattern}: {place} {why}" for pattern, place, why in DECIDED)
+    assert command.place is not None, f"{command}\nis none of these (tests/support/doc_commands.py):\n{known}"
+    assert command.mark in ("", "slow", "elsewhere"), command.mark
+
+
+@pytest.mark.parametrize("command", [one for one in ALL if one.language != "python"], ids=str)
+def test_a_shell_understands_it(command: Command) -> None:
+    read = subprocess.run(["bash", "-n"], input=command.text, capture_output=True, text=True, timeout=20)
+    assert read.returncode == 0, read.stderr
+
+
+@pytest.mark.parametrize("command", [one for one in ALL if one.language == "python"], ids=str)
+def test_python_understands_it(command: Command) -> None:
+    compile(command.text, f"{command.page}:{command.line}", "exec")
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert broken == []
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
+    """A server with the demo's family name, the environment in which the commands find it, a folder to run them in, and
+    what to put in place of the addresses that the pages name."""
+    folder = tmp_path_factory.mktemp("docs")
+    store = Store(folder / "store")
+    publish_tiny_family(store, family="support-intents")
+    for name, key in (("keys", KEY), ("admins", ADMIN_KEY)):
+        (folder / name).write_text(f"reader: sha256:{hashlib.sha256(key.encode()).hexdigest()}\n")
+        (folder / name).chmod(0o600)
+    grpc_port = free_port()
+    settings = {
+        "model.store": store.root,
+        "server.grpc_port": grpc_port,
+        "server.admin_keys_file": folder / "admins",
+        "energy.source": "estimated",
+    }
+    with serve(folder, settings, edge=True) as served:
+        metrics_port = served.metrics_url.rsplit(":", 1)[1]
+        work = folder / "work"
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "CURL_HOME": str(work),
+            "KEY": KEY,
+            "ADMIN_KEY": ADMIN_KEY,
+            "JOULESERVE_SERVER__RUN_DIR": str(folder / "run"),
+            "JOULESERVE_SERVER__METRICS_PORT": metrics_port,
+            "JOULESERVE_MODEL__STORE": str(store.root),
+            "JOULESERVE_STORE": str(store.root),
+        }
+        places = {
+            ":8000": f":{served.port}",
+            ":9400": f":{metrics_port}",
+            ":8001": f":{grpc_port}",
+        }
+        work.mkdir()
+        (work / ".curlrc").write_text("fail-with-body\n")  # an answer that is an error fails the command
+        for name in ("models", "loadtest", "server", "docs"):
+            (work / name).symlink_to(ROOT / name)
+        yield environment, work, places
+
+
+@pytest.mark.served
+@pytest.mark.parametrize("page", [page for page in PAGES if any(one.place == "here" for one in commands(page))])
+def test_the_commands_of_a_page_do_what_they_say(page: Path, beside: Beside) -> None:
+    """In order, each in the same folder; one that fails is named with what it said."""
+    for command in commands(page):
+        if command.place == "here":
+            _run(command, beside, timeout_s=120)
+
+
+def _run(command: Command, beside: Beside, timeout_s: float) -> None:
+    environment, folder, places = beside
+    text = command.text
+    for theirs, ours in places.items():
+        text = text.replace(f"127.0.0.1{theirs}", f"127.0.0.1{ours}").replace(f"localhost{theirs}", f"localhost{ours}")
+    interpreter = [sys.executable, "-"] if command.language == "python" else ["bash", "-euo", "pipefail", "-s"]
+    done = subprocess.run(
+        interpreter, input=text, env=environment, cwd=folder, capture_output=True, text=True, timeout=timeout_s
+    )
+    assert done.returncode == 0, f"{command}\nsaid:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+if SLOW_TOO:
+
+    @pytest.mark.served
+    @pytest.mark.parametrize("command", [one for one in ALL if one.place == "slow"], ids=str)
+    def test_a_long_command_works(command: Command) -> None:
+        """In the repository's own folder, as a reader would; what starts a server is stopped after a while."""
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        server = command.text.startswith("jouleserve up")
+        text = f"timeout --preserve-status -s INT {STOPS_AFTER_S} {command.text}" if server else command.text
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-s"],
+            input=text, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=SLOW_TIMEOUT_S,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\nsaid:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
