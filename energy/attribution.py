@@ -6,14 +6,15 @@ any input:
     attributed + idle + overhead + other == measured          per domain, in microjoules, exactly
 
 Idle is `min(dE, P_idle * dt)`; what is left is dynamic and is split by CPU time among the requests' claims,
-the rest of the serving tree (overhead), and the rest of the machine (other). Energy of domains that no CPU
-time drives (a GPU that no request claims) is `other` for a reason of its own.
+the rest of the serving tree (overhead), and the rest of the machine (other). A device that no CPU time drives (a
+GPU) is split by its own busy time, by the processes that kept it busy; without such a figure its dynamic energy is
+`other` for a reason of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from energy.domains import Domain
@@ -56,6 +57,10 @@ class Window(Generic[Key]):
     """CPU time that requests owe, by key."""
     late_cpu_ns: int = 0
     """CPU time, out of the serving tree's, of replicas whose claims are not known."""
+    device_claims: Mapping[str, Mapping[Key, int]] = field(default_factory=dict)
+    """Busy time that requests owe of devices without CPU time, by device and key; any unit, one for a device."""
+    device_busy: Mapping[str, int] = field(default_factory=dict)
+    """Busy time of those devices by all processes, in the same unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,11 @@ def attribute(window: Window[Key]) -> Attribution[Key]:
     overhead = serving - late - sum(granted)
     other = max(window.busy_cpu_ns - serving, 0)
     weights = [*granted, overhead, late, other]
-    splits = tuple(_split(entry, keys, weights) for entry in window.domains if not entry.domain.overlaps)
+    splits = tuple(
+        _split(entry, keys, weights) if entry.domain.on_cpu else _split_device(entry, window)
+        for entry in window.domains
+        if not entry.domain.overlaps
+    )
     pairs = zip(keys, claims, granted, strict=True)
     excess = {key: claim - grant for key, claim, grant in pairs if claim > grant}
     return Attribution(splits, excess)
@@ -136,8 +145,6 @@ def _split(entry: DomainEnergy, keys: Sequence[Key], weights: Sequence[int]) -> 
     dynamic_uj = entry.energy_uj - idle_uj
     if dynamic_uj == 0:
         return Split(entry.domain, entry.energy_uj, idle_uj, 0, {}, {})
-    if not entry.domain.on_cpu:
-        return Split(entry.domain, entry.energy_uj, idle_uj, 0, {}, {UNCLAIMED_DEVICE: dynamic_uj})
     if not any(weights):
         return Split(entry.domain, entry.energy_uj, idle_uj, 0, {}, {NO_CPU_TIME: dynamic_uj})
     *attributed, overhead_uj, late_uj, other_uj = largest_remainder(dynamic_uj, weights)
@@ -151,10 +158,27 @@ def _split(entry: DomainEnergy, keys: Sequence[Key], weights: Sequence[int]) -> 
     )
 
 
+def _split_device(entry: DomainEnergy, window: Window[Key]) -> Split[Key]:
+    idle_uj = min(entry.energy_uj, entry.idle_uj)
+    dynamic_uj = entry.energy_uj - idle_uj
+    claims = window.device_claims.get(entry.domain.device, {})
+    claimed = sum(claims.values())
+    others = max(window.device_busy.get(entry.domain.device, 0) - claimed, 0)
+    if dynamic_uj == 0 or claimed + others == 0:
+        unclaimed = {UNCLAIMED_DEVICE: dynamic_uj} if dynamic_uj else {}
+        return Split(entry.domain, entry.energy_uj, idle_uj, 0, {}, unclaimed)
+    *attributed, other_uj = largest_remainder(dynamic_uj, [*claims.values(), others])
+    other = {OTHER_PROCESSES: other_uj} if other_uj else {}
+    return Split(entry.domain, entry.energy_uj, idle_uj, 0, dict(zip(claims, attributed, strict=True)), other)
+
+
 def _check(window: Window[Key]) -> None:
     if min(window.busy_cpu_ns, window.serving_cpu_ns, window.late_cpu_ns) < 0:
         raise ValueError("window: CPU times must not be negative; take differences of monotone counters")
     if any(claim < 0 for claim in window.claims_cpu_ns.values()):
         raise ValueError("window.claims_cpu_ns: must not be negative; take differences of monotone counters")
+    owed = [value for claims in window.device_claims.values() for value in claims.values()]
+    if any(value < 0 for value in (*owed, *window.device_busy.values())):
+        raise ValueError("window.device_claims, device_busy: must not be negative")
     if any(min(entry.energy_uj, entry.idle_uj) < 0 for entry in window.domains):
         raise ValueError("window.domains: energies must not be negative; leave a missing counter out")

@@ -55,6 +55,7 @@ class NvmlSource:
         except (self._nvml.NVMLError, OSError) as error:
             raise SourceUnavailable(f"nvml: {error}; no NVIDIA driver on this machine") from None
         self._handles: dict[Domain, Any] = {}
+        self._busy_since_us: dict[Domain, int] = {}
         for index in range(count):
             self._open(index)
         if not self._handles:
@@ -117,6 +118,23 @@ class NvmlSource:
                 continue
             readings.append(Reading(domain, energy_mj * _UJ_PER_MJ, self._clock_ns()))
         return readings
+
+    def busy(self) -> dict[str, dict[int, int]]:
+        """How long processes kept each GPU busy since the call before, by device and pid, in percent-samples of the
+        driver: a share of one another, nothing more. A GPU that gives none (MIG, old boards) is left out.
+        """
+        found: dict[str, dict[int, int]] = {}
+        for domain, handle in self._handles.items():
+            try:
+                samples = self._nvml.nvmlDeviceGetProcessUtilization(handle, self._busy_since_us.get(domain, 0))
+            except self._nvml.NVMLError:
+                continue
+            by_pid = found.setdefault(domain.device, {})
+            for sample in samples:
+                by_pid[int(sample.pid)] = by_pid.get(int(sample.pid), 0) + int(sample.smUtil)
+            newest = max((int(sample.timeStamp) for sample in samples), default=0)
+            self._busy_since_us[domain] = max(newest, self._busy_since_us.get(domain, 0))
+        return found
 
     def close(self) -> None:
         """Give the library back; errors at this point help nobody and are dropped."""

@@ -24,6 +24,7 @@ from energy.meter import Meter
 from energy.procfs import TICK_NS, read_memory_gib, read_process_times
 from energy.sources import select_sources
 from energy.sources.estimated import EstimatedSource
+from energy.sources.nvml import NvmlSource
 from server.node import state as node_state
 from server.node.figures import Figures
 from server.node.grid_state import GridFile
@@ -235,7 +236,20 @@ class NodeService:
             spent_ns = self._tree.spent_ns(peer.pid) if peer.visible else None
             if spent_ns is not None:
                 spent[peer.instance] = spent_ns
-        return MachineTick(meters, busy_ns, offered_ns, serving_ns, spent)
+        return MachineTick(meters, busy_ns, offered_ns, serving_ns, spent, self._device_busy())
+
+    def _device_busy(self) -> dict[str, dict[str, int]]:
+        """Busy time of GPUs by replica, "" for all other processes."""
+        instances = {peer.pid: peer.instance for peer in self._replicas.peers.values()}
+        found: dict[str, dict[str, int]] = {}
+        for source in self._meter.sources:
+            if isinstance(source, NvmlSource):
+                for device, by_pid in source.busy().items():
+                    kept = found.setdefault(device, {})
+                    for pid, amount in by_pid.items():
+                        instance = instances.get(pid, "")
+                        kept[instance] = kept.get(instance, 0) + amount
+        return found
 
     def _adopt(self, pid: int, started_ticks: int, with_parent: bool) -> bool:
         """Whether `/proc` shows that process; if so it belongs to the tree from now on, its parent's tree with it."""

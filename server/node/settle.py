@@ -62,6 +62,8 @@ class MachineTick:
     serving_cpu_ns: int
     replica_cpu_ns: Mapping[str, int]
     """CPU time of each replica process by instance; without an entry where it cannot be seen."""
+    device_busy: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How long a GPU was kept busy, by device and replica instance, in the driver's unit; other processes are "" ."""
 
 
 @dataclass
@@ -73,6 +75,7 @@ class _OpenWindow:
     busy_cpu_ns: int = 0
     serving_cpu_ns: int = 0
     replica_cpu_ns: dict[str, int] = field(default_factory=dict)
+    device_busy: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class Settlement:
@@ -161,6 +164,7 @@ class Settlement:
         claims: dict[Account, int] = {}
         unseen_ns = late_ns = 0
         changes: list[Increase] = []
+        by_replica: dict[str, dict[Account, int]] = {}
         for replica in list(self.replicas.values()):
             seen_ns = window.replica_cpu_ns.get(replica.instance)
             change = self._take_record(replica)
@@ -171,6 +175,7 @@ class Settlement:
                     replica.covered = False
             else:
                 granted = self._claims_of(change, seen_ns, replica.covered)
+                by_replica[replica.instance] = granted
                 for account, cpu_ns in granted.items():
                     claims[account] = claims.get(account, 0) + cpu_ns
                 if seen_ns is None and not replica.visible:
@@ -188,6 +193,8 @@ class Settlement:
                 serving_cpu_ns=window.serving_cpu_ns + unseen_ns,
                 claims_cpu_ns=claims,
                 late_cpu_ns=late_ns,
+                device_claims={name: _owed(busy, by_replica) for name, busy in window.device_busy.items()},
+                device_busy={name: sum(busy.values()) for name, busy in window.device_busy.items()},
             )
         )
         self._book(attribution, grams_per_kwh, max(window.duration_ns.values(), default=0))
@@ -211,6 +218,10 @@ class Settlement:
         window.serving_cpu_ns += tick.serving_cpu_ns
         for instance, cpu_ns in tick.replica_cpu_ns.items():
             window.replica_cpu_ns[instance] = window.replica_cpu_ns.get(instance, 0) + cpu_ns
+        for device, busy in tick.device_busy.items():
+            kept = window.device_busy.setdefault(device, {})
+            for instance, amount in busy.items():
+                kept[instance] = kept.get(instance, 0) + amount
         busy_share = tick.busy_cpu_ns / tick.offered_cpu_ns if tick.offered_cpu_ns > 0 else 0.0
         for delta in tick.meters.deltas:
             domain = delta.domain
@@ -281,3 +292,13 @@ class Settlement:
         for reason, cpu_ns in change.avoided_cpu_ns.items():
             amount_uj = int(cpu_ns / NANOSECONDS_PER_SECOND * rate * MICROJOULES_PER_JOULE)
             self.ledger.avoid(reason, amount_uj, grams_per_kwh)
+
+
+def _owed(busy: Mapping[str, int], by_replica: Mapping[str, Mapping[Account, int]]) -> dict[Account, int]:
+    """What requests owe of a device's busy time: that of their replica, by the CPU time that each claims of it."""
+    owed: dict[Account, int] = {}
+    for instance, amount in busy.items():
+        claims = by_replica.get(instance, {})
+        for account, share in zip(claims, largest_remainder(amount, list(claims.values())), strict=True):
+            owed[account] = owed.get(account, 0) + share
+    return owed

@@ -151,3 +151,27 @@ def test_energy_without_cpu_time_or_of_an_unclaimed_device_has_a_reason() -> Non
 def test_overlapping_domains_are_not_split_twice() -> None:
     result = attribute(Window([DomainEnergy(CPU, 10, 0), DomainEnergy(PSYS, 90, 0)], 5, 5, {"a": 5}))
     assert [split.domain for split in result.splits] == [CPU]
+
+
+def test_a_gpu_is_split_by_who_kept_it_busy_and_not_by_cpu_time() -> None:
+    window = Window(
+        [DomainEnergy(GPU, 1100, 100)],
+        busy_cpu_ns=50,
+        serving_cpu_ns=50,
+        claims_cpu_ns={"a": 50},
+        device_claims={GPU.device: {"a": 20, "b": 30}},
+        device_busy={GPU.device: 100},
+    )
+    (split,) = attribute(window).splits
+    assert (split.idle_uj, dict(split.attributed_uj)) == (100, {"a": 200, "b": 300})
+    assert dict(split.other_uj) == {OTHER_PROCESSES: 500}
+    assert split.parts_uj == 1100
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.lists(st.integers(0, 10**6), max_size=5), st.integers(0, 10**7))
+def test_a_gpus_parts_add_up_whatever_keeps_it_busy(energy: int, idle: int, claims: list[int], busy: int) -> None:
+    owed = {str(index): claim for index, claim in enumerate(claims)}
+    entry = DomainEnergy(GPU, energy, idle)
+    window = Window([entry], 0, 0, {}, device_claims={GPU.device: owed}, device_busy={GPU.device: busy})
+    (split,) = attribute(window).splits
+    assert split.parts_uj == energy

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ class FakeNvml:
 
     def __init__(self, energies_mj: list[int | None], mig: bool = False, limit_mw: int | None = 700_000) -> None:
         self.limit_mw = limit_mw
+        self.samples: dict[int, list[SimpleNamespace]] = {}
         self.energies_mj = energies_mj
         self.mig = mig
         self.shut = False
@@ -52,6 +54,12 @@ class FakeNvml:
         if self.limit_mw is None:
             raise NVMLError("Not Supported")
         return 100_000, self.limit_mw
+
+    def nvmlDeviceGetProcessUtilization(self, handle: int, since_us: int) -> list[Any]:
+        found = [sample for sample in self.samples.get(handle, []) if sample.timeStamp > since_us]
+        if not found:
+            raise NVMLError("Not Found")
+        return found
 
     def nvmlDeviceGetMigMode(self, handle: int) -> tuple[int, int]:
         return int(self.mig), int(self.mig)
@@ -176,6 +184,17 @@ def test_nvml_counts_microjoules_per_gpu_and_names_the_gpu_without_a_counter(
     assert not source.domains()[0].on_cpu
     nvml.energies_mj[0] = None
     assert [r.domain.device for r in source.read()] == ["gpu-2"]
+
+
+def test_nvml_says_which_processes_kept_a_gpu_busy_and_counts_no_sample_twice() -> None:
+    nvml = FakeNvml([1, 1])
+    source = NvmlSource(load=lambda: nvml)
+    nvml.samples[0] = [SimpleNamespace(pid=7, timeStamp=time, smUtil=40) for time in (10, 20)]
+    nvml.samples[0].append(SimpleNamespace(pid=9, timeStamp=20, smUtil=15))
+    assert source.busy() == {"gpu-0": {7: 80, 9: 15}}
+    assert source.busy() == {}
+    nvml.samples[0].append(SimpleNamespace(pid=9, timeStamp=30, smUtil=5))
+    assert source.busy() == {"gpu-0": {9: 5}}
 
 
 def test_nvml_says_that_a_partitioned_gpu_is_counted_as_a_whole(caplog: pytest.LogCaptureFixture) -> None:

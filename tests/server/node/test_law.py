@@ -80,13 +80,13 @@ MUTATIONS = {
     "overhead is forgotten": ("energy.attribution", "overhead_uj=overhead_uj,", "overhead_uj=0,"),
     "idle may exceed the energy": (
         "energy.attribution",
-        "idle_uj = min(entry.energy_uj, entry.idle_uj)\n    dynamic_uj = entry.energy_uj - idle_uj",
-        "idle_uj = entry.idle_uj + 1\n    dynamic_uj = entry.energy_uj - idle_uj + 1",
+        "    if dynamic_uj == 0:\n",
+        "    idle_uj += 1\n    if dynamic_uj == 0:\n",
     ),
     "overlapping domains count": (
         "energy.attribution",
-        "for entry in window.domains if not entry.domain.overlaps)",
-        "for entry in window.domains)",
+        "        for entry in window.domains\n        if not entry.domain.overlaps\n",
+        "        for entry in window.domains\n",
     ),
     "other joules are not booked": ("energy.ledger", "_add(self.other_uj, reason, amount_uj)", "pass"),
     "late joules vanish": ("energy.attribution", "((LATE_RECORD, late_uj), ", "("),

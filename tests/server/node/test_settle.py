@@ -399,3 +399,22 @@ def test_what_replies_promise_is_what_is_settled_in_the_long_run(
         books.replica(usage.instance).receive(snapshot(usage))
         books.tick(machine(spent + others, spent, {usage.instance: spent}), {usage.instance}, None)
     assert promised == pytest.approx(attributed_joules(books), rel=0.02, abs=1e-4)
+
+
+def test_a_gpus_joules_go_to_the_requests_of_the_replica_that_kept_it_busy() -> None:
+    gpu = Domain("gpu", "gpu-0", "nvml", on_cpu=False)
+    books, busy, idle = settlement(), Usage("intents"), Usage("intents")
+    joined(books, busy)
+    joined(books, idle)
+    work(busy, 0.1)
+    idle.request("lite", "lite", "eco", "ok", SECOND // 2)
+    for usage in (busy, idle):
+        books.replica(usage.instance).receive(snapshot(usage))
+    tick = machine(1.0, 0.6, {busy.instance: 0.1, idle.instance: 0.5})
+    deltas = (*tick.meters.deltas, Delta(gpu, 40_000_000, SECOND, 10_000_000))
+    used = {"gpu-0": {busy.instance: 60, "": 40}}
+    tick = replace(tick, meters=Tick(deltas, (), {}), device_busy=used)
+    books.tick(tick, {busy.instance, idle.instance}, None)
+    by_gpu = {account.variant: uj for (account, source), uj in books.ledger.attributed_uj.items() if source == "nvml"}
+    assert by_gpu == {"full": 18_000_000}
+    assert books.ledger.other_uj["other_processes"] == 12_000_000 + 800_000
