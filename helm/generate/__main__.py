@@ -15,6 +15,8 @@ CHART = Path(__file__).parents[1] / "jouleserve"
 
 def generated() -> dict[str, str]:
     """Path within the chart to content."""
+    from helm.generate.boards import BOARDS
+    from helm.generate.panels import to_json
     from helm.generate.schema import values_schema
     from server.pod import pod_environment
 
@@ -22,6 +24,7 @@ def generated() -> dict[str, str]:
     return {
         "values.schema.json": json.dumps(values_schema(), indent=1) + "\n",
         "files/ray-environment.yaml": f"# Made by `python -m helm.generate` from server/pod.py.\n{environment}",
+        **{f"dashboards/{name}.json": to_json(board) for name, board in BOARDS.items()},
     }
 
 

@@ -21,6 +21,9 @@ CHARTS_OWN = {
 }
 """Settings that the chart sets itself, or that belong into a Secret."""
 
+TOLD_ELSEWHERE = ("default", "description", "title")
+"""`jouleserve config` tells them; a chart that repeated them would change with every word."""
+
 TEXT: Schema = {"type": "string"}
 YES_NO: Schema = {"type": "boolean"}
 ANY_MAP: Schema = {"type": "object"}
@@ -168,9 +171,9 @@ def _closed(schema: Schema) -> Schema:
 
 
 def _with_definitions(schema: Any) -> Any:
-    """Draft 7 keeps definitions elsewhere, and defaults tell a reader of the chart nothing that the chart obeys."""
+    """The schema as draft 7 has it."""
     if isinstance(schema, Mapping):
-        kept = {name: value for name, value in schema.items() if name != "default" or isinstance(value, Mapping)}
+        kept = {name: value for name, value in schema.items() if name not in TOLD_ELSEWHERE or isinstance(value, dict)}
         return {
             name: value.replace("#/$defs/", "#/definitions/") if name == "$ref" else _with_definitions(value)
             for name, value in kept.items()

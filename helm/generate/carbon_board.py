@@ -1,0 +1,146 @@
+"""The dashboard *Carbon*, for whoever answers for the footprint."""
+
+from __future__ import annotations
+
+from helm.generate.panels import ANSWERED, GRAMS, MACHINE, PER_REQUEST, Board, Panel, Query, rate
+
+CARBON = Board(
+    "jouleserve-carbon",
+    "JouleServe / Carbon",
+    "What answering emits and what shaping saves. Average, location-based intensity; grams include cooling (PUE).",
+    (
+        (
+            "Now",
+            (
+                Panel(
+                    "Per 1,000 requests",
+                    "Operational gCO2e. `jouleserve report` adds embodied emissions, boundary and uncertainty.",
+                    "none",
+                    (Query(f"1000 * {GRAMS} / {PER_REQUEST}", "gCO2e"),),
+                    True,
+                ),
+                Panel("Grams an hour", "gCO2e.", "none", (Query(f"3600 * {GRAMS}", "gCO2e"),), True),
+                Panel(
+                    "Intensity",
+                    "gCO2e per kWh in force.",
+                    "none",
+                    (Query("max(jouleserve_grid_intensity_grams_per_kwh)", "g/kWh"),),
+                    True,
+                ),
+                Panel("Its age", "Of that reading.", "s", (Query("max(jouleserve_grid_age_seconds)", "age"),), True),
+            ),
+        ),
+        (
+            "Grid and dial",
+            (
+                Panel(
+                    "Intensity",
+                    "Live, or the step of the ladder that stands in for it.",
+                    "none",
+                    (
+                        Query(
+                            "max by (zone, provider, kind) (jouleserve_grid_intensity_grams_per_kwh)",
+                            "{{zone}} {{provider}} {{kind}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Ladder and dial",
+                    "Step 0 is the provider's own reading, 4 nothing; the dial is 0 at full quality and 1 at the"
+                    " cheapest point.",
+                    "short",
+                    (
+                        Query("max(jouleserve_grid_step)", "step of the ladder"),
+                        Query("max(jouleserve_dial_level_ratio)", "dial"),
+                        Query("max by (point, policy) (jouleserve_dial_info)", "{{point}} by {{policy}}"),
+                    ),
+                ),
+                Panel(
+                    "Switches",
+                    "Turns of the dial in an hour. Clients see each.",
+                    "short",
+                    (Query("max(increase(jouleserve_dial_switches_total[1h]))", "an hour"),),
+                ),
+            ),
+        ),
+        (
+            "Quality over the grid",
+            (
+                Panel(
+                    "Variant share",
+                    "Of the computed answers: compare with the intensity beside it.",
+                    "percentunit",
+                    (
+                        Query(
+                            f"{rate('jouleserve_requests_total', ('variant',), ANSWERED)}"
+                            f" / ignoring (variant) group_left () {rate('jouleserve_requests_total', (), ANSWERED)}",
+                            "{{variant}}",
+                        ),
+                    ),
+                    stacked=True,
+                ),
+                Panel(
+                    "Intensity of the joules spent",
+                    "gCO2e per kWh that answering was charged; below the grid's own mean, work moved to cleaner hours.",
+                    "none",
+                    (
+                        Query(
+                            f"3600000 * {GRAMS} / {rate('jouleserve_attributed_joules_total')}", "g/kWh of the answers"
+                        ),
+                        Query("max(jouleserve_grid_intensity_grams_per_kwh)", "g/kWh of the grid"),
+                    ),
+                ),
+            ),
+        ),
+        (
+            "Emitted and saved",
+            (
+                Panel(
+                    "Emitted, grams an hour",
+                    "By variant.",
+                    "none",
+                    (Query(f"3600 * {rate('jouleserve_carbon_grams_total', ('variant',))}", "{{variant}}"),),
+                    stacked=True,
+                ),
+                Panel(
+                    "Saved, grams an hour",
+                    "Efficiency (fewer joules, at any hour) and timing (falling back in dirtier hours) apart.",
+                    "none",
+                    (Query(f"3600 * {rate('jouleserve_carbon_saved_grams_total', ('mechanism',))}", "{{mechanism}}"),),
+                ),
+                Panel(
+                    "Budget",
+                    "Spent share beside the share of the period that has passed; under the policy budget alone.",
+                    "percentunit",
+                    (
+                        Query("max(jouleserve_budget_spent_ratio)", "spent"),
+                        Query("max(jouleserve_budget_elapsed_ratio)", "passed"),
+                    ),
+                ),
+            ),
+        ),
+        (
+            "Footprint",
+            (
+                Panel(
+                    "SCI, operational",
+                    "gCO2e per request (ISO/IEC 21031: the operational part over the functional unit).",
+                    "none",
+                    (Query(f"{GRAMS} / {PER_REQUEST}", "g per request"),),
+                ),
+                Panel(
+                    "Energy of the day",
+                    "kWh of the machines in 24 hours, idling included.",
+                    "kwatth",
+                    (Query(f"sum(increase(jouleserve_energy_joules_total{MACHINE}[1d])) / 3.6e6", "kWh"),),
+                ),
+                Panel(
+                    "Cooling",
+                    "Power usage effectiveness that the grams are multiplied by.",
+                    "short",
+                    (Query("max(jouleserve_power_usage_effectiveness_ratio)", "PUE"),),
+                ),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,141 @@
+"""The dashboard *Energy*, for whoever runs the server."""
+
+from __future__ import annotations
+
+from helm.generate.panels import ANSWERED, MACHINE, PER_REQUEST, Board, Panel, Query, quantile, rate
+
+ENERGY = Board(
+    "jouleserve-energy",
+    "JouleServe / Energy",
+    "Where the joules go. Every figure names its source: rapl and nvml are measured, estimated is what its name says.",
+    (
+        (
+            "Power",
+            (
+                Panel(
+                    "Power by domain",
+                    "Metered watts. Domains psys, core and uncore overlap package: do not add them to it.",
+                    "watt",
+                    (Query(rate("jouleserve_energy_joules_total", ("domain", "source")), "{{domain}} ({{source}})"),),
+                ),
+                Panel(
+                    "Where the watts go",
+                    "Idling, answering, and what no request owes. Together they are the meter's.",
+                    "watt",
+                    (
+                        Query(rate("jouleserve_idle_joules_total", labels=MACHINE), "idle"),
+                        Query(rate("jouleserve_attributed_joules_total"), "answers"),
+                        Query(rate("jouleserve_unattributed_joules_total", ("reason",)), "{{reason}}"),
+                    ),
+                    stacked=True,
+                ),
+                Panel(
+                    "Idle share",
+                    "What the machine would have drawn anyway. High at low rates: edge mode, or fewer machines.",
+                    "percentunit",
+                    (
+                        Query(
+                            f"{rate('jouleserve_idle_joules_total', labels=MACHINE)}"
+                            f" / {rate('jouleserve_energy_joules_total', labels=MACHINE)}",
+                            "idle",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        (
+            "Joules per request",
+            (
+                Panel(
+                    "Median and 99th percentile by variant",
+                    "Dynamic joules of a request.",
+                    "joule",
+                    (
+                        Query(quantile(0.5, "jouleserve_request_energy_joules", ("variant",)), "{{variant}} p50"),
+                        Query(quantile(0.99, "jouleserve_request_energy_joules", ("variant",)), "{{variant}} p99"),
+                    ),
+                ),
+                Panel(
+                    "Mean by variant and class",
+                    "Dynamic joules of a computed answer.",
+                    "joule",
+                    (
+                        Query(
+                            f"{rate('jouleserve_attributed_joules_total', ('variant', 'class'), ANSWERED)}"
+                            f" / ({rate('jouleserve_requests_total', ('variant', 'class'), ANSWERED)} > 0)",
+                            "{{variant}} {{class}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Dynamic and fully loaded",
+                    "Fully loaded includes idling, overhead and cooling (PUE).",
+                    "joule",
+                    (
+                        Query(f"{rate('jouleserve_attributed_joules_total')} / {PER_REQUEST}", "dynamic"),
+                        Query(f"{rate('jouleserve_loaded_joules_total')} / {PER_REQUEST}", "fully loaded"),
+                    ),
+                ),
+            ),
+        ),
+        (
+            "Batching and what was avoided",
+            (
+                Panel(
+                    "Joules per request beside batch size",
+                    "Bigger batches cost less a text, until padding eats it: compare the curves.",
+                    "short",
+                    (
+                        Query(
+                            f"1000 * {rate('jouleserve_request_energy_joules_sum')}"
+                            f" / {rate('jouleserve_request_energy_joules_count')}",
+                            "millijoules per request",
+                        ),
+                        Query(
+                            f"{rate('jouleserve_batch_rows_sum')} / {rate('jouleserve_batch_rows_count')}",
+                            "texts per batch",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Avoided, by why",
+                    "Joules a second that were not spent. Estimates that overlap: they are not added, nor subtracted.",
+                    "watt",
+                    (Query(rate("jouleserve_energy_avoided_joules_total", ("reason",)), "{{reason}}"),),
+                ),
+            ),
+        ),
+        (
+            "How far to trust it",
+            (
+                Panel(
+                    "Conservation error",
+                    "Joules in no book, as a share of the metered ones. Above 0.1 % an alert fires.",
+                    "percentunit",
+                    (Query("max(jouleserve_energy_conservation_error_ratio)", "error"),),
+                ),
+                Panel(
+                    "Estimated against measured",
+                    "Watts by source, and the half width of each source's band.",
+                    "short",
+                    (
+                        Query(rate("jouleserve_energy_joules_total", ("source",), MACHINE), "{{source}} W"),
+                        Query(
+                            "max by (source) (jouleserve_energy_relative_uncertainty_ratio)", "{{source}} uncertainty"
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Gaps and the meter's own cost",
+                    "Counters without a figure, records that came late, and cores that metering takes.",
+                    "short",
+                    (
+                        Query("sum(jouleserve_energy_domain_missing)", "counters missing"),
+                        Query(rate("jouleserve_late_records_total"), "late records a second"),
+                        Query(rate("jouleserve_meter_cpu_seconds_total"), "meter, cores"),
+                    ),
+                ),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,183 @@
+"""Every expression of the dashboards and rules, asked of a real Prometheus that scrapes a real server under load."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from helm.generate.boards import BOARDS
+from helm.generate.panels import Board, to_json
+from loadtest.client import Question
+from loadtest.served import Served, free_port, serve
+from loadtest.standing import load
+from models.store import Store
+from tests.helm.test_rules import RULES, exposed, rules
+from tests.support.tiny_family import publish_tiny_family
+
+DASHBOARDS = Path(__file__).parents[2] / "helm/jouleserve/dashboards"
+MOST_BYTES = 1_000_000
+SCRAPE_S = 0.5
+LOAD_S = 14.0
+ONLY_WHEN_IT_HAPPENS = {"jouleserve_energy_missing_readings_total"}
+"""Series that begin with what they count: its labels say what went wrong."""
+DAYS_AGO = re.compile(r"offset|\[1d\]")
+GRID = "utc_time,grams_per_kwh\n" + "".join(
+    f"2025-01-{1 + hour // 24:02d}T{hour % 24:02d}:00:00Z,{500 if hour % 2 else 100}\n" for hour in range(96)
+)
+
+needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_dashboard_is_what_python_makes_of_it_and_small(name: str) -> None:
+    content = (DASHBOARDS / f"{name}.json").read_text()
+    assert content == to_json(BOARDS[name]), "run python -m helm.generate"
+    assert len(content) < MOST_BYTES
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_a_dashboard_explains_each_panel_and_asks_for_what_is_exposed(board: Board) -> None:
+    made = json.loads(to_json(board))
+    for panel in made["panels"]:
+        if panel["type"] != "row":
+            assert panel["description"], panel["title"]
+            assert panel["fieldConfig"]["defaults"]["unit"]
+            letters = [target["refId"] for target in panel["targets"]]
+            assert len(set(letters)) == len(letters)
+            assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+    asked = {name for query in board.queries() for name in re.findall(r"jouleserve_[a-z0-9_]+", query.expr)}
+    assert asked <= exposed()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server in edge mode whose budget is nearly spent, so that it escalates, falls back, caches and saves."""
+    folder = tmp_path_factory.mktemp("d")
+    store = Store(folder / "store")
+    publish_tiny_family(store, threshold=0.55)
+    (folder / "grid.csv").write_text(GRID)
+    settings = {
+        "model.store": store.root,
+        "model.family": "tiny",
+        "grid.provider": "replay",
+        "grid.replay_path": folder / "grid.csv",
+        "grid.replay_speed": 600,
+        "shaping.policy": "budget",
+        "shaping.budget_amount": 0.002,
+        "shaping.poll_period_s": 0.5,
+        "shaping.min_dwell_s": 0,
+        "energy.source": "estimated",
+        "energy.tick_s": 0.2,
+        "batching.inline_ms": 0,
+    }
+    with serve(folder, settings, edge=True) as served:
+        yield served
+
+
+def questions() -> Iterator[Question]:
+    """Texts of all classes, new ones as long as it lasts, and every third one asked twice."""
+    for n in itertools.count():
+        text = f"{('refund', 'my card please', 'w1')[n % 3]} w{n % 50} w{n // 50 % 50} w{n // 2500}"
+        yield Question(text, ("strict", "standard", "eco")[n // 3 % 3])
+        if n % 3 == 0:
+            yield Question(text, "eco")
+
+
+Ask = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def ask(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    """Asks Prometheus after a while of load; with the load gone its rates would fall to nothing."""
+    folder = tmp_path_factory.mktemp("p")
+    port = free_port()
+    target = served.metrics_url.removeprefix("http://")
+    config = {
+        "global": {"scrape_interval": f"{round(SCRAPE_S * 1000)}ms", "evaluation_interval": "1s"},
+        "scrape_configs": [{"job_name": "jouleserve", "static_configs": [{"targets": [target]}]}],
+        "rule_files": ["*.rules"],
+    }
+    for path in RULES:  # sooner than every half minute
+        (folder / f"{path.stem}.rules").write_text(path.read_text().replace("interval: 30s", "interval: 1s"))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/api/v1/query"
+
+    def asked(expr: str) -> list[dict[str, Any]]:
+        answer = httpx.get(url, params={"query": expr}, timeout=30).json()
+        assert answer["status"] == "success", f"{expr}: {answer.get('error')}"
+        found: list[dict[str, Any]] = answer["data"]["result"]
+        return found
+
+    try:
+        with load(served, questions(), 6, pause_s=0.002):
+            time.sleep(LOAD_S)
+            yield asked
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def has_data(found: list[dict[str, Any]]) -> bool:
+    return any(math.isfinite(float(one["value"][1])) for one in found)
+
+
+@needs_prometheus
+@pytest.mark.served
+def test_every_expression_of_the_dashboards_returns_data(ask: Ask) -> None:
+    silent = [
+        query.expr
+        for board in BOARDS.values()
+        for query in board.queries()
+        if not has_data(ask(query.expr.replace("$__rate_interval", "10s")))
+    ]
+    assert silent == []
+
+
+@needs_prometheus
+@pytest.mark.served
+def test_every_recording_rule_records(ask: Ask) -> None:
+    silent = [
+        name for name, rule in rules("record").items() if not DAYS_AGO.search(rule["expr"]) and not has_data(ask(name))
+    ]
+    assert silent == []
+
+
+@needs_prometheus
+@pytest.mark.served
+def test_every_alert_looks_at_what_is_there(ask: Ask) -> None:
+    """Each expression is taken, and each series in it exists; whether it fires when it should is promtool's case."""
+    for name, rule in rules("alert").items():
+        ask(rule["expr"])
+        for series in set(re.findall(r"jouleserve_[a-z0-9_]+", rule["expr"])):
+            assert has_data(ask(series)) or series in ONLY_WHEN_IT_HAPPENS, f"{name}: {series}"
+    firing = {one["metric"]["alertname"] for one in ask('ALERTS{alertstate="firing"}')}
+    assert firing == set(), "a server that is well alarms nobody"
+
+
+@needs_prometheus
+@pytest.mark.served
+def test_the_power_adds_up_to_the_meters(ask: Ask) -> None:
+    """Averages over the same 10 seconds, of counters that are settled a tick apart."""
+
+    def watts(expr: str) -> float:
+        return float(ask(expr)[0]["value"][1])
+
+    parts = "idle_joules_total", "attributed_joules_total", "unattributed_joules_total"
+    total = sum(watts(f"sum(rate(jouleserve_{part}[10s]))") for part in parts)
+    assert total == pytest.approx(watts("sum(rate(jouleserve_energy_joules_total[10s]))"), rel=0.25)
