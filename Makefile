@@ -47,8 +47,9 @@ bench-policies: $(VENV)/.ready-demo  ## the shaping policies on recorded grids; 
 	@$(BIN)/python -m server.replay.study $(DATA) $(POLICIES)
 
 JOBS_GRID ?= $(DATA)/carbon/DE_2020_2021_hourly.csv.gz
-bench-jobs: $(VENV)/.ready-demo  ## 1,000 jobs over a replayed week on a server that is killed five times
+bench-jobs: $(VENV)/.ready-demo  ## 1,000 jobs over a replayed week with five kills; then what clients notice
 	@$(BIN)/python -m loadtest.jobs_bench $(JOBS_GRID) $(JOBS)
+	@$(BIN)/python -m loadtest.jobs_beside
 
 .PHONY: docs-check
 docs-check: $(VENV)/.ready-dev  ## every command in the docs that takes longer than a test may (an hour)

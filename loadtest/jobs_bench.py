@@ -147,9 +147,8 @@ class Run:
 
     def __init__(self, server: Server, jobs: Sequence[Planned], kills: int) -> None:
         self._server, self._jobs = server, jobs
-        end = jobs[-1].at + HOUR * DEADLINES_H[-1]
-        self._kill_at = [server.start + (end - server.start) * (n + 1) / (kills + 1.5) for n in range(kills)]
-        self.end = end
+        span = jobs[-1].at - server.start
+        self._kill_at = [server.start + span * (n + 1) / (kills + 0.5) for n in range(kills)]
         self.repeated = 0
         self.ids: dict[str, str] = {}
         self.computed = 0.0
@@ -271,7 +270,7 @@ def report(run: Run, planned: Sequence[Planned], found: Mapping[str, Any], recor
         "saved": 1 - totals.get("grams", 0.0) / max(totals.get("grams_at_once", 0.0), 1e-30),
         "saved_by_recording": 1 - ideal["as_run"] / ideal["at_once"],
         "saved_by_foresight": 1 - ideal["foresight"] / ideal["at_once"],
-        "least_slack_hours": min(slack_h),
+        "least_slack_hours": min(slack_h, default=0.0),
     }
 
 

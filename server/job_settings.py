@@ -19,6 +19,9 @@ class JobsSettings(Section):
     margin_s: float = Field(default=900, ge=0, le=86_400)
     """Seconds before its deadline by which a job is planned to be done. More survives longer outages of the server
     and leaves fewer clean hours."""
+    share_beside_clients: float = Field(default=0.02, gt=0, le=1)
+    """Share of the time in which jobs run while clients are there. More gets jobs done sooner and lengthens the
+    slowest percent of the clients' replies; near its deadline a job does not make way."""
     max_open_jobs: int = Field(default=10_000, ge=1, le=1_000_000)
     """Jobs that may wait or run; past it the answer is 429. Each costs about a kilobyte of memory."""
     max_texts_per_job: int = Field(default=10_000, ge=1, le=1_000_000)

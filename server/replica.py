@@ -135,7 +135,9 @@ class Replica:
         await self.link.start()
         self._staffing.begin(engine)
         if self.replies.jobs is not None:
-            worker = JobWorker([self._jobs_port() for _ in range(LOOPS)], engine, self.link)
+            worker = JobWorker(
+                [self._jobs_port() for _ in range(LOOPS)], engine, self.link, self._settings.jobs.share_beside_clients
+            )
             self._jobs = asyncio.create_task(worker.run())
 
     def _intake(self) -> JobsIntake | None:

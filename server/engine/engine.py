@@ -76,6 +76,7 @@ class Engine:
         self._scheduler = Scheduler(workers, limits.batch, self._record_batch)
         self._accepting = True
         self._active = 0
+        self._asked_s = float("-inf")
         self._quiet = asyncio.Event()
 
     @property
@@ -96,7 +97,12 @@ class Engine:
     @property
     def has_room(self) -> bool:
         """Whether something that can wait may be asked for now without making anybody wait."""
-        return self._accepting and not self._preparing and self._scheduler.has_room
+        return self._accepting and not self._active and self._scheduler.has_room
+
+    @property
+    def quiet_s(self) -> float:
+        """Seconds since a client asked for something."""
+        return self._loop.time() - self._asked_s
 
     @property
     def healthy(self) -> bool:
@@ -158,6 +164,8 @@ class Engine:
         route = self._route(quality, texts, session)
         asking = Asking(route, truncate, is_gone, limit_s, deadline_ns, patient)
         self._active += 1
+        if not patient:
+            self._asked_s = self._loop.time()
         begun: Begun = []
         timer: asyncio.TimerHandle | None = None
         try:

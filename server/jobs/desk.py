@@ -169,9 +169,12 @@ class JobDesk:
         return None
 
     async def _lease(self) -> Lease | None:
+        planned = bool(self._schedule.turns)
         turn = self._schedule.next_turn()
         if turn is None:
             self._work.clear()
+            if planned:  # what this period was planned to be used for is used up; there may be more
+                self._changed.set()
             return None
         one = self._schedule.jobs[turn.job_id]
         if one.pending is None:
@@ -201,7 +204,8 @@ class JobDesk:
             return
         now_s, grams = self._now_s(), self._grams_per_kwh()
         since_s, self._given_s = max(out.taken_s, self._given_s), now_s
-        self._schedule.measured(max(0.0, now_s - since_s), out.units)
+        share = len(computed) / len(out.numbers)
+        self._schedule.measured(max(0.0, now_s - since_s), out.units * share)
         metered = None if joules is None or grams is None else Metered(joules, grams * self._pue)
         job = await self._call(self._store.keep, out.job_id, computed, metered, now_s)
         one = self._schedule.jobs.get(out.job_id)
@@ -209,6 +213,9 @@ class JobDesk:
             return
         one.job = job
         one.leased -= 1
+        given = {result.number for result in computed}
+        if one.pending is not None:
+            one.pending.extendleft(number for number in reversed(out.numbers) if number not in given)
         if job.state == "done":
             del self._schedule.jobs[job.id]
             log.info("job_done", job=job.id, late=job.late, **_carbon(job))

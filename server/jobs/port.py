@@ -35,7 +35,8 @@ class JobsPort(Protocol):
         """Texts to compute now; None if there are none for `wait_s` real seconds."""
 
     async def give(self, lease_id: int, computed: Sequence[Computed], joules: float | None) -> None:
-        """What came of a lease, and the joules it took where they are known."""
+        """What came of a lease, at least one text, and the joules it took where they are known. What is missing is
+        leased again."""
 
     async def give_back(self, lease_id: int) -> None:
         """A lease that was not computed."""

@@ -90,7 +90,7 @@ class Schedule:
         """So much of a turn was given out."""
         turn.seconds -= SAFETY * self.pace_s * units
 
-    def measured(self, seconds: float, units: int) -> None:
+    def measured(self, seconds: float, units: float) -> None:
         """So many units took so long by the grid's clock, waiting for room included."""
         self.pace_s += PACE_SHARE * (seconds / units - self.pace_s)
 

@@ -1,14 +1,17 @@
 """Computes jobs in a replica, in what the clients who wait leave over.
 
-A lease that is not urgent is run while nothing waits in the engine and a worker stays free beside it, one lease at a
-time and never on the event loop, so that a client who comes meanwhile finds a free worker. An urgent one, whose
-deadline is near, is a request like any other. All are answered at full quality.
+A lease that is not urgent is run while nobody waits for the engine and a worker stays free beside it, one at a time and
+never on the event loop. While clients come and go it is run text by text with rests in between, for a small share of
+the time: whole leases, on cores that others used as well, made the median and the slowest percent 3.7 times what they
+were alone, and single texts for a tenth of the time still made the slowest percent twice as long. An urgent lease,
+whose deadline is near, is a request like any other. All are answered at full quality.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import orjson
@@ -30,6 +33,8 @@ TAKE_WAIT_S = 30.0
 PAUSE_S = 1.0
 LOOK_S = 0.005
 PATIENCE_S = 20.0
+QUIET_S = 2.0
+"""Without a client for so long, nobody is thought to be there."""
 LOOPS = 2
 """One fetches texts and hands results in while the other computes."""
 TRY_AGAIN = (Overloaded, NotReady, DeadlineExceeded, ClientGone)
@@ -44,8 +49,10 @@ class Rate(Protocol):
 class JobWorker:
     """Runs leases until cancelled. `ports` are ways to the owner, one for each loop."""
 
-    def __init__(self, ports: Sequence[JobsPort], engine: Engine, rate: Rate) -> None:
+    def __init__(self, ports: Sequence[JobsPort], engine: Engine, rate: Rate, share: float = 0.02) -> None:
+        """`share` is that of the time in which jobs run while clients are there."""
         self._ports, self._engine, self._rate = ports, engine, rate
+        self._rest = 1 / share - 1
         self._patient = asyncio.Lock()
 
     async def run(self) -> None:
@@ -65,22 +72,45 @@ class JobWorker:
                 await asyncio.sleep(PAUSE_S)
 
     async def _run(self, port: JobsPort, lease: Lease) -> None:
+        computed: list[Computed] = []
+        cpu_ns = 0
+        held_up = False
         try:
-            if lease.urgent:
-                computed, cpu_ns = await self._compute(lease)
-            else:
-                async with self._patient:
-                    await self._room()
-                    computed, cpu_ns = await self._compute(lease)
+            for piece in self._pieces(lease):
+                found, spent_ns = await self._piece(piece)
+                computed += found
+                cpu_ns += spent_ns
         except TRY_AGAIN:
-            await port.give_back(lease.id)
-            await asyncio.sleep(PAUSE_S)
-            return
+            held_up = True
         except BaseException:
             await asyncio.shield(port.give_back(lease.id))
             raise
         rate = self._rate.joules_per_cpu_second
-        await port.give(lease.id, computed, None if rate is None else cpu_ns / 1e9 * rate)
+        if computed:  # what is missing is leased again
+            await port.give(lease.id, computed, None if rate is None else cpu_ns / 1e9 * rate)
+        else:
+            await port.give_back(lease.id)
+        if held_up:
+            await asyncio.sleep(PAUSE_S)
+
+    def _pieces(self, lease: Lease) -> Iterator[Lease]:
+        """The lease, in single texts as long as clients are there."""
+        texts = list(lease.texts)
+        while texts:
+            count = 1 if not lease.urgent and self._engine.quiet_s < QUIET_S else len(texts)
+            yield lease._replace(texts=texts[:count])
+            del texts[:count]
+
+    async def _piece(self, piece: Lease) -> tuple[list[Computed], int]:
+        if piece.urgent:
+            return await self._compute(piece)
+        async with self._patient:
+            await self._room()
+            began = time.monotonic()
+            found = await self._compute(piece)
+            if self._engine.quiet_s < QUIET_S:
+                await asyncio.sleep(self._rest * (time.monotonic() - began))
+            return found
 
     async def _room(self) -> None:
         """Wait until there is room beside the clients. Raises Overloaded where there is none for long."""

@@ -119,6 +119,16 @@ def _asked(metrics_url: str, point: str) -> float:
     return read_metrics(metrics_url).total("jouleserve_requests_total", point=point)
 
 
+def test_jobs_are_kept_by_the_conductor_and_asked_for_at_any_replica(cluster: Machines) -> None:
+    body = {"inputs": [["refund"]] * 40, "within_s": 600}
+    made = httpx.post(f"{cluster.url}/jobs", json=body, timeout=20)
+    assert made.status_code == 201
+    place = f"{cluster.url}/jobs/{made.json()['id']}"
+    wait_for(lambda: httpx.get(place, timeout=20).json()["state"] == "done", 30, "the job is done")
+    results = httpx.get(f"{place}/results", timeout=20).json()["results"]
+    assert {one["predictions"][0]["label"] for one in results} == {"refund"}
+
+
 def test_a_machine_that_dies_under_load_loses_at_most_what_was_in_flight_on_it(cluster: Machines) -> None:
     head, other = cluster.members
     survivor_before = read_metrics(head.metrics_url).total("jouleserve_attributed_joules_total")

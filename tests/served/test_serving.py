@@ -258,3 +258,18 @@ def test_nothing_of_the_server_is_left_when_it_stops(server: Served) -> None:
 
 def _store_root(server: Served) -> Path:
     return Path(info(server).json()["store"])
+
+
+def test_a_job_is_computed_by_a_replica_and_counted(server: Served) -> None:
+    body = {"inputs": [["where is my parcel"], ["my card"]], "within_s": 600}
+    made = httpx.post(f"{server.url}/jobs", json=body, headers={"Idempotency-Key": "one"}, timeout=20)
+    assert made.status_code == 201
+    place = f"{server.url}{made.headers['location']}"
+    wait_for(lambda: httpx.get(place, timeout=20).json()["state"] == "done", 30, "the job is done")
+    results = httpx.get(f"{place}/results", timeout=20).json()["results"]
+    assert [one["predictions"][0]["label"] for one in results] == ["parcel", "card"]
+    wait_for(
+        lambda: read_metrics(server.metrics_url).total("jouleserve_jobs_texts_total") == 2, 20, "the texts are counted"
+    )
+    again = httpx.post(f"{server.url}/jobs", json=body, headers={"Idempotency-Key": "one"}, timeout=20)
+    assert (again.status_code, again.json()["id"]) == (200, made.json()["id"])

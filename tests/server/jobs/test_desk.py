@@ -284,3 +284,17 @@ async def test_a_thousand_jobs_of_all_deadlines_are_done_in_time_in_the_clean_ho
     clean = [one for one in done if one["started"][11:13] in ("11", "12", "13")]
     assert len(clean) == sum(2 + n % 50 - 0.5 > 11 for n in range(300))
     assert JobsSettings().margin_s < HOUR_S
+
+
+async def test_what_is_missing_of_a_lease_is_leased_again(tmp_path: Path) -> None:
+    grid = TurnedGrid([100.0] * 8)
+    async with desk_of(tmp_path, grid) as desk:
+        job, _ = await desk.submit(wanted(6, 6, grid))
+        lease = await desk.take(5)
+        assert lease is not None
+        await desk.give(lease.id, computed(lease)[:2], 1.0)
+        again = await desk.take(5)
+        assert again is not None
+        assert again.texts == lease.texts[2:]
+        await desk.give(again.id, computed(again), 1.0)
+        assert (await desk.show("", job["id"]))["texts_done"] == 6
