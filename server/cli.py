@@ -205,8 +205,15 @@ def calibrate(
 
 @app.command()
 def replay(
-    grid: Annotated[Path, typer.Option(help="CSV (or .csv.gz) of UTC times and gCO2e/kWh.")],
-    load: Annotated[str, typer.Option(help="flat, diurnal, or a CSV of times and requests.")] = "flat",
+    grid: Annotated[
+        str,
+        typer.Option(
+            help="CSV (or .csv.gz) of UTC times and gCO2e/kWh, or the live provider of the settings: its past."
+        ),
+    ],
+    load: Annotated[
+        str, typer.Option(help="flat, diurnal, a CSV of times and requests, or a Prometheus server's address.")
+    ] = "flat",
     rate: Annotated[float, typer.Option(min=0, help="Mean requests a second of flat and diurnal load.")] = 1.0,
     family: Annotated[str | None, typer.Option(help="Family whose operating points are replayed.")] = None,
     small_share: Annotated[
@@ -242,6 +249,7 @@ def replay(
         sweeping=sweep,
         out=out,
         plot=plot,
+        known=settings,
     )
     console.print(report.table(figures, f"{course.zone}, {course.days:.0f} days from {course.start:%Y-%m-%d}"))
     if frontier:

@@ -13,11 +13,12 @@ from models.manifest import OperatingPoint
 from models.store import Store
 from server.replay import report
 from server.replay.baselines import standing
-from server.replay.course import Course, read_course
+from server.replay.course import Course, course_of
 from server.replay.errors import ReplayError
 from server.replay.figures import Figures, figures_of
 from server.replay.simulate import Faults, Played, simulate
-from server.settings import ModelSettings, ShapingSettings
+from server.replay.sources import read_grid
+from server.settings import ModelSettings, Settings, ShapingSettings
 
 SECONDS_PER_HOUR = 3600.0
 SMALL_ACCURACY = 0.95
@@ -132,7 +133,7 @@ def settings_for(frontier: Sequence[tuple[dict[str, float], Figures]], full_shar
 
 def run(
     *,
-    grid: Path,
+    grid: str,
     load: str,
     rate: float,
     points: Sequence[OperatingPoint],
@@ -142,11 +143,13 @@ def run(
     sweeping: bool,
     out: Path | None,
     plot: Path | None,
+    known: Settings,
 ) -> tuple[Course, list[Figures], list[tuple[dict[str, float], Figures]]]:
     """All that the command does but print. Raises ReplayError."""
     if plot is not None:
         report.check_plot()
-    course = read_course(grid, load, utc_offset_h)
+    zone, recording = read_grid(grid, known)
+    course = course_of(zone, recording, load, utc_offset_h)
     if load in ("flat", "diurnal"):
         course = replace(course, load=course.load * rate)
     for one in settings:

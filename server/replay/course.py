@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from energy.grid.replay import BadRecording, Recording, read_recording
-from energy.grid.signal import Implausible
 from server.replay.errors import ReplayError
+from server.replay.sources import read_load
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,7 +20,6 @@ LONGEST_STEP = timedelta(minutes=30)
 DIURNAL_SWING = 0.6
 DIURNAL_PEAK_HOUR = 14.0
 """`diurnal` load is `1 + 0.6 cos` of the hour of the day, highest at 14 h local time (see `Course.of`)."""
-LOAD_COLUMNS = ("count", "requests", "requests_per_s", "load", "value")
 
 
 @dataclass(frozen=True)
@@ -55,26 +53,28 @@ class Course:
 
 
 def read_course(grid: Path, load: str, utc_offset_h: float = 0.0) -> Course:
-    """A course of the recording `grid` and `load`: `flat`, `diurnal`, or a CSV of times and requests.
-
-    `utc_offset_h` is the local time's offset, for `diurnal`. A load recording that is shorter than the grid's is
-    repeated by hour of the week. Raises ReplayError.
-    """
+    """A course of the recording `grid` and `load` (see `with_load`). Raises ReplayError."""
     try:
         recording = read_recording(grid)
     except BadRecording as error:
         raise ReplayError(f"--grid: {error}") from None
+    return course_of(grid.name.split(".")[0], recording, load, utc_offset_h)
+
+
+def course_of(zone: str, recording: Recording, load: str, utc_offset_h: float = 0.0) -> Course:
+    """A course of a recording and `load` (see `with_load`). Raises ReplayError."""
     step = min(recording.step, LONGEST_STEP)
     held = max(1, round(recording.step / step))
     step_s = recording.step.total_seconds() / held
     grams = np.repeat(_even(recording), held)
-    zone = grid.name.split(".")[0]
     course = Course(zone, recording.start, step_s, grams, np.ones(len(grams)))
     return with_load(course, load, utc_offset_h)
 
 
 def with_load(course: Course, load: str, utc_offset_h: float = 0.0) -> Course:
-    """The course with another load: `flat`, `diurnal` or the path of a CSV. Raises ReplayError."""
+    """The course with another load: `flat`, `diurnal`, the path of a CSV of times and requests, or the address of a
+    Prometheus server that scrapes ours. `utc_offset_h` is the local time's offset, for `diurnal`. A recorded load is
+    repeated by hour of the week. Raises ReplayError."""
     hours = _hours(course)
     if load == "flat":
         values = np.ones(len(course))
@@ -82,7 +82,7 @@ def with_load(course: Course, load: str, utc_offset_h: float = 0.0) -> Course:
         phase = 2 * np.pi * (hours + utc_offset_h - DIURNAL_PEAK_HOUR) / 24
         values = 1 + DIURNAL_SWING * np.cos(phase)
     else:
-        values = _recorded_load(Path(load), hours)
+        values = _recorded_load(load, hours)
     return Course(course.zone, course.start, course.step_s, course.grams_per_kwh, values)
 
 
@@ -105,12 +105,9 @@ def _even(recording: Recording) -> Floats:
     return values
 
 
-def _recorded_load(path: Path, hours: Floats) -> Floats:
+def _recorded_load(load: str, hours: Floats) -> Floats:
     """Mean requests a second by hour of the week of the recording, looked up for every step."""
-    try:
-        recording = read_recording(path, LOAD_COLUMNS, _countable)
-    except BadRecording as error:
-        raise ReplayError(f"--load: {error}; or give flat or diurnal") from None
+    recording = read_load(load)
     monday = datetime(1970, 1, 5, tzinfo=recording.start.tzinfo)
     sums, counts = np.zeros(168), np.zeros(168)
     for time, value in zip(recording.times, recording.grams_per_kwh, strict=True):
@@ -119,13 +116,7 @@ def _recorded_load(path: Path, hours: Floats) -> Floats:
             sums[slot] += value
             counts[slot] += 1
     if not sums.any():
-        raise ReplayError(f"--load: {path} holds no requests; give a recording with some")
+        raise ReplayError(f"--load: {load} holds no requests; give a recording with some")
     means = np.where(counts > 0, sums / np.maximum(counts, 1), sums.sum() / counts.sum())
     rates: Floats = means[(hours.astype(np.int64)) % 168] / recording.step.total_seconds()
     return rates
-
-
-def _countable(requests: float) -> float:
-    if not math.isfinite(requests) or requests < 0:
-        raise Implausible(f"{requests} is no number of requests")
-    return requests

@@ -19,7 +19,7 @@ from server.replay.course import Course, read_course, with_load
 from server.replay.errors import ReplayError
 from server.replay.figures import figures_of, years_of
 from server.replay.simulate import Faults, fixed, oracle_level, simulate
-from server.settings import ShapingSettings
+from server.settings import Settings, ShapingSettings
 
 POINTS = made_up_points(0.5)
 SETTINGS = ShapingSettings()
@@ -191,6 +191,7 @@ def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path, changes: dict[st
         "sweeping": False,
         "out": None,
         "plot": None,
+        "known": Settings(),
     }
     with pytest.raises(ReplayError, match=said):
         run(**(given | changes))  # type: ignore[arg-type]

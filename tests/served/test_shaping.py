@@ -1,0 +1,262 @@
+"""Shaping in a running server: what a bad feed does to requests, and strict requests while replicas die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from loadtest.demo_tables import Reading, read_metrics
+from loadtest.served import Served, serve
+from models.store import Store
+from tests.served.conftest import GRID
+from tests.support.feed_stub import Stub, listening, reply
+from tests.support.tiny_family import publish_tiny_family
+
+pytestmark = pytest.mark.served
+
+WAIT_S = 40.0
+KILLS = 2
+
+
+class Feed:
+    """The UK API on loopback in a thread of its own; `grams` is what it tells of now, `answer` replaces it."""
+
+    def __init__(self) -> None:
+        self.grams = 100
+        self.answer: bytes | None = None
+        self.flapping = False
+        self.asked = 0
+        self.url = ""
+        self._listening = threading.Event()
+        self._done = threading.Event()
+
+    def __enter__(self) -> Feed:
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread.start()
+        assert self._listening.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(10)
+
+    async def _run(self) -> None:
+        async with listening(_Live(self)) as stub:
+            self.url = stub.url
+            self._listening.set()
+            while not self._done.is_set():  # noqa: ASYNC110 - another thread sets it
+                await asyncio.sleep(0.05)
+
+    def next_reply(self) -> bytes:
+        """What the API says now."""
+        self.asked += 1
+        if self.answer is not None:
+            return self.answer
+        grams = 400 if self.flapping and self.asked % 2 else self.grams
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}"
+        period = {"from": now, "to": now, "intensity": {"forecast": grams, "actual": grams, "index": "low"}}
+        return reply(200, {"data": [period]})
+
+
+def past_day() -> bytes:
+    """24 half hours of 150 g."""
+    now = datetime.now(UTC)
+    rows = []
+    for half in range(1, 25):
+        time = f"{now - timedelta(minutes=30 * half):%Y-%m-%dT%H:%MZ}"
+        rows.append({"from": time, "to": time, "intensity": {"forecast": 150, "actual": 150, "index": "low"}})
+    return reply(200, {"data": rows})
+
+
+class _Live(Stub):
+    def __init__(self, feed: Feed) -> None:
+        super().__init__()
+        self._feed = feed
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            path = head.split(" ")[1]
+            if path.endswith("pt24h"):
+                writer.write(past_day())
+            else:
+                writer.write(reply(503, b"") if path.endswith("fw24h") else self._feed.next_reply())
+            await writer.drain()
+        writer.close()
+
+
+class Asking:
+    """Asks all the time in a thread, in all classes in turn, until it is told to stop."""
+
+    def __init__(self, served: Served, *, tries: int) -> None:
+        self.replies: list[tuple[str, int, str]] = []
+        self._served, self._tries = served, tries
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Asking:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        with httpx.Client(timeout=15) as client:
+            number = 0
+            while not self._stop.is_set():
+                number += 1
+                quality = ("strict", "standard", "eco")[number % 3]
+                # Every other text has been asked before, in some class, and comes from the cache.
+                text = f"card w{number % 40}" if number % 2 else f"card {number}"
+                self.replies.append((quality, *self._ask(client, text, quality)))
+                time.sleep(0.01)
+
+    def _ask(self, client: httpx.Client, text: str, quality: str) -> tuple[int, str]:
+        for _ in range(self._tries):
+            with contextlib.suppress(httpx.HTTPError):
+                url, headers = f"{self._served.url}/predict", {"X-Quality": quality}
+                found = client.post(url, json={"inputs": text}, headers=headers)
+                if found.status_code == 200:
+                    return 200, found.headers["x-jouleserve-point"]
+                if self._tries == 1:
+                    return found.status_code, ""
+            time.sleep(0.3)
+        return 0, ""
+
+
+def until(served: Served, holds: Callable[[Reading], bool], what: str) -> Reading:
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        metrics = read_metrics(served.metrics_url)
+        if holds(metrics):
+            return metrics
+        assert time.monotonic() < deadline, f"not seen in {WAIT_S:g} s: {what}"
+        time.sleep(0.2)
+
+
+def at(point: str, step: int) -> Callable[[Reading], bool]:
+    def holds(metrics: Reading) -> bool:
+        return (
+            metrics.label_values("jouleserve_dial_info", "point") == {point}
+            and metrics.total("jouleserve_grid_step") == step
+        )
+
+    return holds
+
+
+def refused(reason: str) -> Callable[[Reading], bool]:
+    return lambda metrics: metrics.total("jouleserve_grid_refused_total", reason=reason) > 0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    publish_tiny_family(store)
+    return store
+
+
+@pytest.fixture
+def feed() -> Iterator[Feed]:
+    with Feed() as feed:
+        yield feed
+
+
+def test_whatever_the_feed_does_every_request_is_answered_and_the_ladder_s_step_is_shown(
+    tmp_path: Path, store: Store, feed: Feed
+) -> None:
+    settings = {
+        "model.store": store.root,
+        "model.family": "tiny",
+        "grid.provider": "uk",
+        "grid.base_url": feed.url,
+        "grid.max_attempts": 1,
+        "grid.request_timeout_s": 2,
+        "grid.cached_max_age_s": 120,
+        "grid.live_max_age_s": 120,
+        "shaping.policy": "threshold",
+        "shaping.dirty_above_grams_per_kwh": 250,
+        "shaping.clean_below_grams_per_kwh": 200,
+        "shaping.poll_period_s": 0.2,
+        "shaping.min_dwell_s": 2,
+        "energy.source": "estimated",
+    }
+    with serve(tmp_path, settings, edge=True) as served, Asking(served, tries=1) as asking:
+        until(served, at("full", 0), "the clean grid")
+        feed.grams = 280
+        until(served, at("lite", 0), "the dirty grid")
+        feed.answer = reply(500, b"dead")
+        until(served, lambda m: at("lite", 1)(m) and refused("ProviderFailed")(m), "cached while the feed is dead")
+        feed.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<html>"
+        until(served, refused("Malformed"), "the garbled feed")
+        feed.answer = None
+        feed.grams = 2800  # ten times as much: it is held back, and what was known goes on
+        until(served, refused("Implausible"), "the lying feed")
+        feed.grams = 120
+        until(served, at("full", 0), "normal quality in the end")
+        feed.flapping = True
+        before = read_metrics(served.metrics_url).total("jouleserve_dial_switches_total")
+        began = time.monotonic()
+        time.sleep(6)
+        spent_s = time.monotonic() - began
+        after = read_metrics(served.metrics_url).total("jouleserve_dial_switches_total")
+        assert after - before <= 2 * (spent_s / 2 + 1)
+    assert len(asking.replies) > 50
+    assert {status for _, status, _ in asking.replies} == {200}
+    assert {point for quality, _, point in asking.replies if quality == "strict"} == {"full"}
+
+
+def test_strict_is_never_degraded_while_replicas_die_and_start(tmp_path: Path, store: Store) -> None:
+    grid = tmp_path / "grid.csv"
+    grid.write_text(GRID)
+    settings = {
+        "model.store": store.root,
+        "model.family": "tiny",
+        "grid.provider": "replay",
+        "grid.replay_path": grid,
+        "grid.replay_speed": 1800,  # an hour of the recording in 2 s
+        "shaping.policy": "threshold",
+        "shaping.poll_period_s": 0.5,
+        "shaping.min_dwell_s": 0,
+        "energy.source": "estimated",
+    }
+    with serve(tmp_path, settings) as served, Asking(served, tries=60) as asking:
+        for _ in range(KILLS):
+            pid = pid_of(served)
+            until_points(asking, {"full", "lite"})
+            os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + WAIT_S
+            while pid_of(served) in (0, pid):
+                assert time.monotonic() < deadline, served.tail()
+                time.sleep(0.3)
+        until_points(asking, {"full", "lite"})
+    assert {status for _, status, _ in asking.replies} == {200}
+    strict = [point for quality, _, point in asking.replies if quality == "strict"]
+    assert set(strict) == {"full"}
+    assert {point for quality, _, point in asking.replies if quality == "eco"} <= {"nano", "lite", "full"}
+
+
+def pid_of(served: Served) -> int:
+    """Of the replica that answers; 0 while none does."""
+    with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
+        return int(httpx.get(f"{served.url}/info", timeout=5).json()["pid"])
+    return 0
+
+
+def until_points(asking: Asking, points: set[str]) -> None:
+    """Wait until standard requests from now on were answered by all of these points."""
+    begin, deadline = len(asking.replies), time.monotonic() + WAIT_S
+    while not points <= {point for quality, _, point in asking.replies[begin:] if quality == "standard"}:
+        assert time.monotonic() < deadline, f"{points} did not all answer"
+        time.sleep(0.2)
