@@ -38,7 +38,7 @@ class Size:
 
 # Set -> (size with pretrained weights, size from scratch). Small sets are whole.
 SETS: Mapping[str, tuple[Size, Size]] = {
-    "sst2": (Size(None, 3, 128), Size(16_000, 3, 64)),
+    "sst2": (Size(None, 2, 128), Size(16_000, 3, 64)),
     "ag_news": (Size(3_000, 2, 48, 1_500), Size(4_000, 4, 48, 1_500)),
     "cola": (Size(None, 2, 48), Size(None, 3, 48)),
     "mrpc": (Size(None, 3, 96), Size(None, 3, 96)),
@@ -81,7 +81,8 @@ class Cell:
         base = FAMILIES[self.family]
         begun = base if self.pretrained else f"from scratch, {base['layers']} layers of {base['hidden']}"
         rows = "all rows" if self.size.train_rows is None else f"{self.size.train_rows:,} rows"
-        return f"{begun}; {rows}, {self.size.epochs} epochs, {self.size.max_tokens} tokens"
+        judged = "" if self.size.judged_rows is None else f", judged on {self.size.judged_rows:,}"
+        return f"{begun}; {rows}, {self.size.epochs} epochs, {self.size.max_tokens} tokens{judged}"
 
 
 def cells(scale: Scale = "small") -> tuple[Cell, ...]:

@@ -1,15 +1,16 @@
 """Runs the study's cells one after another and keeps each one's figures as a small JSON file.
 
 A cell goes through the same line as any recipe; what it made is cached, so that a run that was killed goes on where it
-stopped, and a finished cell is found in the store.
+stopped.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from compile.study.plan import Cell, recipe_of
 from models.store import Store, write_atomic
 
 COMMAND = "make bench-compile"
+RECIPE_KEY = "recipe_sha256"
 _TEACHERS = {("bert", "sst2"): "sst2"}
 """Cells whose teacher is that of a recipe that comes with the project."""
 _RECIPES = Path(__file__).parents[2] / "models" / "recipes"
@@ -30,38 +32,47 @@ _RECIPES = Path(__file__).parents[2] / "models" / "recipes"
 def run_cells(
     todo: Sequence[Cell], data: Path, folder: Path, results: Path, reporter: Reporter, tell: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """The figures of every cell, those that failed with their reason; `data` holds a folder a set.
+    """The figures of every cell, those that have none with the reason; `data` holds a folder a set.
 
-    `folder` gets the study's store and work, `results` one JSON file a cell. `tell` is given a line as cells end.
+    `folder` gets the study's store and work, `results` one JSON file a cell; a cell whose recipe is that of a result
+    kept there is not run again. `tell` is given a line as cells begin and end.
     """
     made, took = [], list[float]()
+    kept = read_results(results)
     for at, cell in enumerate(todo):
+        raw = recipe_of(cell, str(data), _teacher(cell, data))
+        sha = _digest(raw)
+        if kept.get(cell.name, {}).get(RECIPE_KEY) == sha:
+            made.append(kept[cell.name])
+            tell(f"cell {at + 1} of {len(todo)}: {cell.name} is in {results} already")
+            continue
         left = f", about {_minutes(statistics.mean(took) * (len(todo) - at))} left" if took else ""
         tell(f"cell {at + 1} of {len(todo)}: {cell.family} on {cell.dataset} ({cell.described}){left}")
         began = time.monotonic()
-        found = run_cell(cell, data, folder, reporter)
-        seconds = time.monotonic() - began
+        found = _run_cell(cell, raw, folder, reporter)
+        took.append(time.monotonic() - began)
         path = results / f"{cell.name}.json"
-        known = read_results(results).get(cell.name)
-        if not (found.pop("cached") and known is not None):
-            found["seconds"] = round(seconds)
-            took.append(seconds)
-            write_atomic(path, (json.dumps(found, indent=1) + "\n").encode())
-        made.append(found if known is None or "seconds" in found else known)
-        tell(f"  {found.get('no_result') or 'done'} ({_minutes(seconds)}): {path}")
+        about = {"seconds": round(took[-1]), RECIPE_KEY: sha}
+        write_atomic(path, (json.dumps(found | about, indent=1) + "\n").encode())
+        made.append(found | about)
+        tell(f"  {found.get('no_result') or 'done'} ({_minutes(took[-1])}): {path}")
     return made
 
 
-def run_cell(cell: Cell, data: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
-    """One cell's figures (see `compile.report.figures`), or why it has none; `cached`: whether the store had it."""
+def _digest(raw: Mapping[str, Any]) -> str:
+    """What identifies a cell's recipe wherever its data lies."""
+    named = {**raw, "data": {key: value for key, value in raw["data"].items() if key != "source"}}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+
+def _run_cell(cell: Cell, raw: dict[str, Any], folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """One cell's figures (see `compile.report.figures`), or why it has none."""
     about = {"cell": cell.name, "model": cell.family, "set": cell.dataset, "size": cell.described, "command": COMMAND}
-    recipe = parse_recipe(recipe_of(cell, str(data), _teacher(cell, data)), None, {})
     try:
-        result = compile_recipe(recipe, Store(folder / "store"), folder / "work", reporter)
+        result = compile_recipe(parse_recipe(raw, None, {}), Store(folder / "store"), folder / "work", reporter)
     except CompileError as error:
-        return {**about, "no_result": str(error), "cached": False}
-    shown = figures(result.version.manifest) | about
-    return {**shown, "cached": result.found}
+        return {**about, "no_result": str(error)}
+    return figures(result.version.manifest) | about
 
 
 def _teacher(cell: Cell, data: Path) -> list[dict[str, Any]] | None:

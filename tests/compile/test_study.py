@@ -143,7 +143,7 @@ def test_a_cell_that_is_done_is_found_again_and_its_figures_stay_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     raw = make_recipe(tiny_base, keyword_csv)
-    monkeypatch.setattr(run, "recipe_of", lambda *_: raw)
+    monkeypatch.setattr(run, "recipe_of", lambda *_: {**raw, "data": {"source": raw["data"]}})
     told: list[str] = []
 
     def study() -> list[dict[str, Any]]:
@@ -157,6 +157,9 @@ def test_a_cell_that_is_done_is_found_again_and_its_figures_stay_as_they_are(
     assert (tmp_path / "results" / "study-opt-mrpc.json").read_bytes() == written
     assert json.loads(written) == read_results(tmp_path / "results")["study-opt-mrpc"]
     assert told[0].startswith("cell 1 of 1: opt on mrpc")
+    assert "already" in told[-1]
+    raw["seed"] = 8
+    assert study()[0]["recipe_sha256"] != made["recipe_sha256"]
 
 
 @pytest.mark.trains
@@ -169,7 +172,7 @@ def test_a_cell_whose_teacher_learns_nothing_is_reported_and_the_run_goes_on(
 ) -> None:
     raw = make_recipe(tiny_base, keyword_csv)
     raw["finetune"] = {"epochs": 1, "learning_rate": 1e-9}
-    monkeypatch.setattr(run, "recipe_of", lambda *_: raw)
+    monkeypatch.setattr(run, "recipe_of", lambda *_: {**raw, "data": {"source": raw["data"]}})
     todo = [Cell("opt", "mrpc"), Cell("t5", "mrpc")]
     made = run_cells(todo, tmp_path, tmp_path, tmp_path / "results", Silent(), lambda line: None)
     assert ["validation accuracy" in one["no_result"] for one in made] == [True, True]
