@@ -199,7 +199,7 @@ class ClassLatencies(Section):
     standard: float | None = Field(default=None, ge=1, le=3_600_000)
     """For ordinary requests. Over it, they keep to single variants for a minute, which cost more joules."""
     eco: float | None = Field(default=None, ge=1, le=3_600_000)
-    """For `eco`."""
+    """For `eco`; over it, `eco` leaves cascades for a minute as `standard` does, at the cost of joules."""
 
 
 class ShapingSettings(Section):
