@@ -149,6 +149,11 @@ class GridFile:
                 log.warning("%s ignored: %s", self._path, error)
         return self._state
 
+    @property
+    def kind(self) -> str:
+        """How the intensity was known when the file was last looked at; empty without one."""
+        return "" if self._state is None else self._state.kind
+
     def age_s(self) -> float | None:
         """Age of the reading in force now; None if there is none."""
         state = self._state

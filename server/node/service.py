@@ -24,8 +24,8 @@ from energy.meter import Meter
 from energy.procfs import TICK_NS, read_memory_gib, read_process_times
 from energy.sources import select_sources
 from energy.sources.estimated import EstimatedSource
-from energy.sources.nvml import NvmlSource
 from server.node import state as node_state
+from server.node.devices import busy_by_replica
 from server.node.figures import Figures
 from server.node.grid_state import GridFile
 from server.node.hour_keeper import HourKeeper
@@ -123,6 +123,8 @@ class NodeService:
         self._busy_ns = self._offered_ns = 0
         self._dirty = True
         self._orphaned_ticks = 0
+        self._grid_grams: float | None = None
+        """The grid's intensity as this second began."""
         self._grams: float | None = None
         """Intensity in force, cooling included."""
         self._pending_tick: MachineTick | None = None
@@ -175,7 +177,7 @@ class NodeService:
         self._next_tick = max(self._next_tick + self._settings.tick_seconds, now)
         self._timer = self._loop.call_at(self._next_tick, self._tick)
         try:
-            grams = self._grid.grams_per_kwh()
+            grams = self._grid_grams = self._grid.grams_per_kwh()
             self._grams = None if grams is None else grams * self._settings.pue
             self._replicas.bury_dead(self._tree.is_alive)
             waiting = self._replicas.poll(
@@ -217,9 +219,7 @@ class NodeService:
 
     def _pass_time(self, seconds: float) -> None:
         """Let the hour go on; a closed one is on disk in the state before it is in its file."""
-        grid = self._grid.state()
-        kind = "" if grid is None else grid.kind
-        if self._hours.pass_time(time.time(), seconds, self._grid.grams_per_kwh(), kind):
+        if self._hours.pass_time(time.time(), seconds, self._grid_grams, self._grid.kind):
             self._persist(durable=True)
             self._hours.flush()
 
@@ -236,20 +236,10 @@ class NodeService:
             spent_ns = self._tree.spent_ns(peer.pid) if peer.visible else None
             if spent_ns is not None:
                 spent[peer.instance] = spent_ns
-        return MachineTick(meters, busy_ns, offered_ns, serving_ns, spent, self._device_busy())
-
-    def _device_busy(self) -> dict[str, dict[str, int]]:
-        """Busy time of GPUs by replica, "" for all other processes."""
         instances = {peer.pid: peer.instance for peer in self._replicas.peers.values()}
-        found: dict[str, dict[str, int]] = {}
-        for source in self._meter.sources:
-            if isinstance(source, NvmlSource):
-                for device, by_pid in source.busy().items():
-                    kept = found.setdefault(device, {})
-                    for pid, amount in by_pid.items():
-                        instance = instances.get(pid, "")
-                        kept[instance] = kept.get(instance, 0) + amount
-        return found
+        return MachineTick(
+            meters, busy_ns, offered_ns, serving_ns, spent, busy_by_replica(self._meter.sources, instances)
+        )
 
     def _adopt(self, pid: int, started_ticks: int, with_parent: bool) -> bool:
         """Whether `/proc` shows that process; if so it belongs to the tree from now on, its parent's tree with it."""

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT = 760, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 64, 34, 44
+LEFT, RIGHT, TOP, BOTTOM = 64, 90, 34, 44
 PARTS = (
     ("attributed_joules", "requests", "#0a7055"),
     ("overhead_joules", "overhead", "#b4540a"),
