@@ -12,6 +12,7 @@ such copies are found by reading the two in turn, and left out.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +24,10 @@ NAME = "rapl"
 DEFAULT_ROOT = Path("/sys/class/powercap")
 _INSIDE_PACKAGE = frozenset({"core", "uncore"})
 _NEVER_RESTS = frozenset({"package", "dram", "psys"})
-# Above any socket sold, so that only nonsense is rejected; taken where the kernel knows no power limit.
 _LIMIT_MARGIN = 2.0
-"""A limit is enforced over seconds, and boards overstate nothing: what a counter shows may exceed it for a moment."""
+"""A power limit is kept in the mean of seconds: for a moment the power may exceed it."""
 _UW_PER_WATT = 1e6
+# Above any socket sold, so that only nonsense is rejected; taken where the kernel states no sensible power limit.
 _MAX_WATTS = {"package": 1500.0, "dram": 500.0, "core": 1500.0, "uncore": 500.0, "psys": 6000.0}
 
 log = logging.getLogger(__name__)
@@ -96,12 +97,12 @@ class RaplSource:
             NAME,
             wraps_at_uj=range_uj,
             overlaps=overlaps,
-            max_watts=self._limit_watts(zone) or _MAX_WATTS.get(name, 1500.0),
+            max_watts=min(self._limit_watts(zone), _MAX_WATTS.get(name, 1500.0)),
             never_rests=name in _NEVER_RESTS,
         )
 
-    def _limit_watts(self, zone: Path) -> float | None:
-        """Twice the zone's highest power limit; None where the kernel states none."""
+    def _limit_watts(self, zone: Path) -> float:
+        """Twice the zone's highest power limit; infinite where the kernel states none."""
         limits = []
         for pattern in ("constraint_*_max_power_uw", "constraint_*_power_limit_uw"):
             for path in zone.glob(pattern):
@@ -110,7 +111,7 @@ class RaplSource:
                 except (OSError, ValueError):
                     continue
         highest = max(limits, default=0)
-        return _LIMIT_MARGIN * highest / _UW_PER_WATT if highest > 0 else None
+        return _LIMIT_MARGIN * highest / _UW_PER_WATT if highest > 0 else math.inf
 
     def _twin_of(self, domain: Domain, path: Path) -> Domain | None:
         """A zone of the same kind that shows the very same counter: read before and after, it encloses this one's
