@@ -77,7 +77,7 @@ class ServerSettings(Section):
     """Least level that is logged. What is asked, and keys, are in no log at any level."""
     fast_lane: bool = True
     """Hand `/predict` to the engine past Ray Serve's per-request bookkeeping, which about doubles the cost of HTTP.
-    Serve's own request metrics and autoscaling do not see such requests; `/metrics` does."""
+    Serve's own request metrics do not see such requests; `/metrics` and `max_replicas` go by the engine, which does."""
     replicas: int = Field(default=1, ge=1, le=64)
     """Replicas under Ray Serve (edge mode has one). One uses every core already; two answer on while one that died is
     replaced, which takes seconds, and cost about 200 MiB and 0.6 CPU-seconds a minute more."""

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import helm_python as helm  # of tests/helm/requirements.lock
 import pytest
 import yaml
-
-helm = pytest.importorskip("helm_python", reason="helm-python-sdk has no wheel for this machine")
 
 CHART = Path(__file__).parents[2] / "helm" / "jouleserve"
 STORE = {"store": {"claim": "models"}}

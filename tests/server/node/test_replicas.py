@@ -67,3 +67,23 @@ async def test_a_replica_without_a_driver_brings_its_parent_along(tmp_path: Path
         await alone.close()
         await driven.close()
         replicas.close()
+
+
+@pytest.mark.parametrize(("folder_mode", "shared"), [(0o2770, True), (0o700, False)])
+async def test_sockets_are_the_groups_where_the_folder_is(tmp_path: Path, folder_mode: int, shared: bool) -> None:
+    """A node process that runs apart is another user's: each must be able to send to the other."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(folder_mode)
+    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    replicas = Replicas(folder, books, lambda pid, started, with_parent: True)
+    link = NodeLink(folder, Usage("intents"))
+    replicas.open(asyncio.get_running_loop())
+    try:
+        await link.start()
+        modes = {path.stat().st_mode & 0o777 for path in folder.glob("*.sock")}
+        assert len(list(folder.glob("*.sock"))) == 2
+        assert (modes == {0o660}) is shared
+    finally:
+        await link.close()
+        replicas.close()
