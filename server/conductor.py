@@ -24,7 +24,7 @@ from server.orders import Orders
 from server.settings import Settings
 from server.shaping.controller import Ask, ShapingController
 from server.shaping.policy import DialState
-from server.shaping.providers import make_ladder
+from server.shaping.providers import make_ladder, past_of
 from server.shaping.tuning import Tunables, TuningWatcher, begin, check_points
 
 log = structlog.get_logger(__name__)
@@ -93,6 +93,7 @@ class Conductor:
             self._push_dial,
             ask=ask or partial(ask_node, settings.server.host, settings.server.metrics_port),
             state_file=settings.policy_state_path,
+            past=past_of(settings.grid),
         )
         self._watcher = TuningWatcher(settings.tuning_path, tunables, self._check)
 

@@ -185,6 +185,7 @@ def _missing_files(settings: Settings) -> list[str]:
     files = {
         "grid.replay_path": (grid.replay_path, "give the path of a CSV or .csv.gz file"),
         "grid.replay_forecast_path": (grid.replay_forecast_path, "give the path of a CSV or .csv.gz file"),
+        "grid.history_path": (grid.history_path, "give the path of a CSV or .csv.gz file"),
         "grid.secret_file": (grid.secret_file, "give the path of a file that holds the secret"),
         "energy.calibration": (settings.energy.calibration, "run `jouleserve calibrate` to write it"),
     }

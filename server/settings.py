@@ -309,6 +309,9 @@ class GridSettings(Section):
     that is restarted goes on in the recording where it would be, as jobs want it."""
     replay_forecast_path: Path | None = None
     """CSV (or .csv.gz) of issued_utc, target_utc and forecast, as they were issued at the time; null has none."""
+    history_path: Path | None = None
+    """CSV (or .csv.gz) of the zone's past year, UTC times and gCO2e/kWh, for a first start: `percentile` then knows the
+    zone's seasons from the beginning. Null learns them as they pass."""
     base_url: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$")
     """Base URL of the provider's API, for a proxy or another version of it; null takes the public one."""
     request_timeout_s: float = Field(default=10, gt=0, le=120)

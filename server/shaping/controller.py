@@ -26,6 +26,7 @@ from models.store import write_atomic
 from server.node.figures import Figures
 from server.settings import ShapingSettings
 from server.shaping import budget
+from server.shaping.percentile import begun
 from server.shaping.policy import Decision, DialState, Inputs, PolicyState, code, decide
 
 log = structlog.get_logger(__name__)
@@ -59,9 +60,11 @@ class ShapingController:
         first_version: int | None = None,
         ask: Ask | None = None,
         state_file: Path | None = None,
+        past: Sequence[float] = (),
     ) -> None:
         """`ask` gives the server's figures, None where it cannot: what the policies weigh hours and budgets by.
-        `state_file` keeps what they learn; without one a restart begins anew."""
+        `state_file` keeps what they learn; without one a restart begins anew.
+        `past` is what the grid was like before, by the hour and oldest first, for a start that knows nothing."""
         # Replicas may outlive the controller and ignore older versions: start above every earlier run's.
         version = int(time.time()) if first_version is None else first_version
         self.dial = replace(DialState.initial(points, settings), version=version)
@@ -76,6 +79,7 @@ class ShapingController:
         self._ask = ask
         self._state_file = state_file
         self._state = _remembered(state_file)
+        self._state = replace(self._state, percentile=begun(self._state.percentile, past))
         self._requests: tuple[float, int] | None = None
         self._signal: Intensity | None = None
         self._pushed: DialState | None = None

@@ -10,6 +10,7 @@ everything counts in requests, so that the share is one of answers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -91,6 +92,11 @@ class PercentileState:
             None if usual is None else float(usual),
             float(data["rated_hours"]),
         )
+
+
+def begun(state: PercentileState, hourly: Sequence[float]) -> PercentileState:
+    """The state with a past (gCO2e/kWh by the hour, oldest first) where it has learned none itself."""
+    return state if state.trail.count else replace(state, trail=Trail.of(hourly))
 
 
 def elapse(

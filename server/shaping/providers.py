@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from energy.grid.choice import LIVE, BadChoice, GridChoice, make_provider, secret_of_file
 from energy.grid.ladder import Ladder, Limits
-from energy.grid.replay import ReplayProvider
+from energy.grid.replay import BadRecording, ReplayProvider, read_recording
 from energy.grid.signal import parse_utc
 from server.config_problems import SettingsError
 from server.settings import GridSettings, Settings
@@ -54,3 +54,18 @@ def choice_of(grid: GridSettings) -> GridChoice:
         timeout_s=grid.request_timeout_s,
         max_attempts=grid.max_attempts,
     )
+
+
+def past_of(grid: GridSettings) -> tuple[float, ...]:
+    """The zone's past that the settings name, gCO2e/kWh by the hour, oldest first. Raises SettingsError."""
+    if grid.history_path is None:
+        return ()
+    try:
+        recording = read_recording(grid.history_path)
+    except BadRecording as error:
+        raise SettingsError([f"grid.history_path: {error}"]) from None
+    hours: dict[int, float] = {}
+    for moment, grams in zip(recording.times, recording.grams_per_kwh, strict=True):
+        if grams is not None:
+            hours.setdefault(int(moment.timestamp()) // 3600, grams)
+    return tuple(hours[hour] for hour in sorted(hours))

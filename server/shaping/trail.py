@@ -53,6 +53,12 @@ class Trail:
     season: Window = Window()
     year: Window = Window()
 
+    @classmethod
+    def of(cls, hourly: Sequence[float]) -> Self:
+        """The trail after these samples, oldest first."""
+        season, year = tuple(hourly[-SEASON_SAMPLES:]), tuple(hourly[::YEAR_STRIDE][-YEAR_SAMPLES:])
+        return cls(len(hourly), Window(season, tuple(sorted(season))), Window(year, tuple(sorted(year))))
+
     def with_sample(self, grams_per_kwh: float) -> Trail:
         """This trail after one more sample."""
         year = self.year

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from energy.grid.signal import Intensity, Kind
 from models.manifest import OperatingPoint
 from server.settings import ShapingSettings
-from server.shaping.percentile import PercentileState, elapse, sample, switched
+from server.shaping.percentile import PercentileState, begun, elapse, sample, switched
 from server.shaping.policy import Decision, DialState, Inputs, PolicyState, decide
-from server.shaping.trail import SEASON_SAMPLES, Trail, Window
+from server.shaping.trail import SEASON_SAMPLES, YEAR_SAMPLES, Trail, Window
 
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -299,3 +299,19 @@ def test_the_trail_is_bounded_and_damaged_ones_are_refused() -> None:
     assert len(trail.season.timed) == SEASON_SAMPLES
     with pytest.raises(ValueError, match="no grid's intensity"):
         Trail.from_dict({"count": 1, "season": [-5], "year": []})
+
+
+def test_a_trail_made_at_once_is_the_one_that_grows_by_samples() -> None:
+    values = [float(hour % 37) for hour in range(9500)]
+    grown = Trail()
+    for value in values[-1600:]:
+        grown = grown.with_sample(value)
+    assert Trail.of(values[-1600:]) == grown
+    assert len(Trail.of(values).year.timed) == YEAR_SAMPLES
+
+
+def test_a_given_past_is_for_a_state_that_has_learned_none() -> None:
+    fresh = begun(PercentileState(), [100.0, 200.0, 300.0])
+    assert fresh.trail.count == 3
+    assert begun(fresh, [1.0] * 50) is fresh
+    assert begun(PercentileState(), ()).trail.count == 0

@@ -10,7 +10,7 @@ import pytest
 
 from energy.grid.signal import Refused
 from server.config import Settings, SettingsError
-from server.shaping.providers import choice_of, make_ladder
+from server.shaping.providers import choice_of, make_ladder, past_of
 
 
 def settings(tmp_path: Path, **grid: Any) -> Settings:
@@ -89,3 +89,15 @@ def test_only_a_live_provider_keeps_its_history_on_disk(tmp_path: Path) -> None:
     assert (uk.provider.name, uk.provider.zone) == ("uk", "GB")
     assert uk._cache_path == tmp_path / "grid-cache.json"
     assert make_ladder(settings(tmp_path))._cache_path is None
+
+
+def test_a_recorded_year_is_read_by_the_hour_and_its_gaps_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "DE.csv"
+    path.write_text(
+        "utc_time,ci_lifecycle\n2024-05-01T00:00,100\n2024-05-01T00:30,110\n2024-05-01T01:00,\n2024-05-01T01:30,120\n"
+    )
+    assert past_of(settings(tmp_path, history_path=path).grid) == (100, 120)
+    assert past_of(settings(tmp_path).grid) == ()
+    path.write_text("utc_time\n2024\n")
+    with pytest.raises(SettingsError, match=r"grid\.history_path"):
+        past_of(settings(tmp_path, history_path=path).grid)
