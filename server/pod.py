@@ -21,6 +21,7 @@ PORTS = InnerPorts(
 NOT_IN_PODS = (
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",  # keeps Ray to one machine
     "RAY_AUTH_MODE",  # whoever starts the cluster hands out its token
+    "RAY_health_check_period_ms",  # how soon a dead machine is noticed: there is only one where it is set
     "PYTHONPATH",  # the packages are installed
 )
 

@@ -110,6 +110,7 @@ def machines(folder: Path, cpus: int) -> Iterator[Machines]:
         **os.environ,
         **lean_environment(head_dir, ports),
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_health_check_period_ms": "1000",  # a dead machine is noticed after five of them
     }
     del environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]  # it keeps a server to its own machine
     cluster = Machines(
