@@ -51,6 +51,14 @@ bench-jobs: $(VENV)/.ready-demo  ## 1,000 jobs over a replayed week with five ki
 	@$(BIN)/python -m loadtest.jobs_bench $(JOBS_GRID) $(JOBS)
 	@$(BIN)/python -m loadtest.jobs_beside
 
+.PHONY: curves
+curves: $(VENV)/.ready-demo  ## what each knob moves, measured; into docs/curves.json and .svg (10 minutes)
+	@$(BIN)/python -m loadtest.curves $(CURVES)
+
+.PHONY: pictures
+pictures: $(VENV)/.ready-dev  ## the console and the dashboards of a server under load; needs chromium and prometheus
+	@$(BIN)/python -m loadtest.pictures $(PICTURES)
+
 .PHONY: docs-check
 docs-check: $(VENV)/.ready-dev  ## every command in the docs that takes longer than a test may (an hour)
 	@JOULESERVE_DOCS_CHECK=1 $(BIN)/pytest -q tests/docs
