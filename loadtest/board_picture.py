@@ -144,7 +144,8 @@ def _panel(picture: Any, box: tuple[float, float, float, float], panel: dict[str
     for one in series if not stacked else ():
         axis.plot([at - span.start_s for at in one.times_s], one.values, color=kinds[one.name], linewidth=1.3)
     axis.set_xlim(0, span.end_s - span.start_s)
-    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    low, top = axis.get_ylim()
+    axis.set_ylim(min(0.0, low), top + 0.05 * (top - min(0.0, low)))
     axis.yaxis.set_major_formatter(lambda value, _: written(value))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value / 60:.0f} min" if value else "0")
     axis.xaxis.set_major_locator(_minutes())
@@ -158,8 +159,18 @@ def _panel(picture: Any, box: tuple[float, float, float, float], panel: dict[str
         return
     handles = [_swatch(colour) for colour in kinds.values()]
     columns = max(1, min(4, round(wide * 24 / 2.4)))
-    axis.legend(handles[:8], list(kinds)[:8], loc="upper left", bbox_to_anchor=(-0.12, -0.1), ncol=columns,
-                fontsize=6.5, frameon=False, handlelength=0.9, columnspacing=1.0, labelspacing=0.2)  # fmt: skip
+    axis.legend(
+        *(handles[:8], list(kinds)[:8]),
+        loc="upper left",
+        bbox_to_anchor=(left + 0.004, bottom + 0.44 / height),
+        bbox_transform=picture.transFigure,
+        ncol=columns,
+        fontsize=6.5,
+        frameon=False,
+        handlelength=0.9,
+        columnspacing=1.0,
+        labelspacing=0.2,
+    )
 
 
 def _minutes() -> Any:

@@ -1,5 +1,5 @@
-"""`make pictures`: pictures of a real server under load: the console in Chromium, and dashboards' panels from a Prometheus
-that scrapes it."""
+"""`make pictures`: pictures of a real server under load: the console in Chromium, and dashboards' panels from a
+Prometheus that scrapes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from loadtest.texts import classes, popular, read_questions
 
 MOST_BYTES = 200_000
 SCRAPE_S = 2
-RATE_INTERVAL = "16s"
+RATE_INTERVAL_S = 16
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 DESKTOP = {"width": 1360, "height": 1210}
 PHONE = {"width": 390, "height": 844}
@@ -146,7 +146,7 @@ def take(given: argparse.Namespace) -> None:
             path = given.out / f"{name}.png"
             path.write_bytes(small(page.screenshot()))
             say(f"written: {path} ({path.stat().st_size:,} bytes)")
-        span = Span(began_s, time.time(), SCRAPE_S, RATE_INTERVAL)
+        span = Span(began_s + RATE_INTERVAL_S, time.time(), SCRAPE_S, f"{RATE_INTERVAL_S}s")
         for board in sorted(given.dashboards.glob("*.json")):
             path = given.out / f"dashboard-{board.stem}.png"
             draw(board, url, span, path, given.rows)

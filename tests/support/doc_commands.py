@@ -17,7 +17,7 @@ machine alone."""
 DECIDED: tuple[tuple[str, Place, str], ...] = (
     (r"make (test|check|clean|lock|docs-check)\b", "elsewhere", "it would run this very test, or undo the environment"),
     (r"make (bench-peers|runtimes)\b", "elsewhere", "installs two gigabytes of other servers"),
-    (r"make (demo|bench|chaos|soak|fuzz|load)\b", "slow", "minutes"),
+    (r"make (demo|bench|chaos|soak|fuzz|load|curves|pictures)\b", "slow", "minutes"),
     (r"jouleserve-compile run \S*banking77", "elsewhere", "wants text sets that are not in the repository"),
     (r"jouleserve-compile run\b", "slow", "minutes"),
     (r"jouleserve up\b", "slow", "starts a server, which the command waits for"),
