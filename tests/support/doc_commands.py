@@ -26,6 +26,8 @@ DECIDED: tuple[tuple[str, Place, str], ...] = (
     (r"(mypy|lint-imports|ruff|pytest)\b", "elsewhere", "make test runs them"),
     (r"(helm|kubectl|docker|grpcurl|sudo|git clone|openssl|pip install|promtool|wget)\b", "elsewhere", "needs another"
      " machine or program"),
+    (r"jouleserve report\b", "elsewhere", "wants weeks of totals, or a Prometheus"),
+    (r".*\bipmitool\b", "elsewhere", "wants a machine with a meter"),
     (r".*(HOST:8000|http://HOST|REGISTRY|BUCKET)", "elsewhere", "names a machine of the reader's"),
     (r"(\(umask 077; echo|KEY=)", "elsewhere", "writes a key that the reader chose"),
     (r"(curl|python -m|jouleserve|jouleserve-compile report|printf|\. \.venv|cd|export|mkdir)\b", "here", ""),
