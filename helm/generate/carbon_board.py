@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from helm.generate.panels import ANSWERED, GRAMS, MACHINE, PER_REQUEST, Board, Panel, Query, rate
 
+ATTRIBUTED = '{scope="attributed"}'
+"""The grams of the same joules that requests owe: idling and other programs have their own."""
+
 CARBON = Board(
     "jouleserve-carbon",
     "JouleServe / Carbon",
@@ -85,7 +88,9 @@ CARBON = Board(
                     "none",
                     (
                         Query(
-                            f"3600000 * {GRAMS} / {rate('jouleserve_attributed_joules_total')}", "g/kWh of the answers"
+                            f"3600000 * {rate('jouleserve_carbon_grams_total', labels=ATTRIBUTED)}"
+                            f" / {rate('jouleserve_attributed_joules_total')}",
+                            "g/kWh of the answers",
                         ),
                         Query("max(jouleserve_grid_intensity_grams_per_kwh)", "g/kWh of the grid"),
                     ),
