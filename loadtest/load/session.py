@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,11 @@ class Session:
         """Read the server's counters between the parts of the run."""
         began_s = self._plan.began_s
         assert began_s is not None
-        while not self._plan.over:
-            sleep(self._slice_s)
+        for turn in count(1):
+            # At set times, however long a reading takes: the parts of two runs must be the same stretches of the plan.
+            sleep(max(0.0, began_s + turn * self._slice_s - time.perf_counter()))
+            if self._plan.over:
+                return
             try:
                 reading = read_metrics(self._target.metrics_url)
             except HTTPError as error:
