@@ -80,8 +80,8 @@ protos: $(VENV)/.ready-dev  ## write the gRPC messages' code from the .proto fil
 	sed -i -e 's/^from google.protobuf import descriptor_pool as _descriptor_pool$$/from server.rpc.proto.pool import POOL as _POOL/' \
 	  -e 's/_descriptor_pool\.Default()/_POOL/' $(PROTOS)/*_pb2.py
 
-load: $(VENV)/.ready-bench  ## three minutes of recorded arrivals with locust, and a report; LOAD='--web' to watch
-	@$(BIN)/python -m loadtest.load run $(LOAD)
+load: $(VENV)/.ready-bench  ## three minutes of load with locust, and a report; ARRIVALS=bursty|flat|FILE, LOAD='--web' to watch
+	@$(BIN)/python -m loadtest.load run $(if $(ARRIVALS),--arrivals '$(ARRIVALS)') $(LOAD)
 
 load-compare:  ## two runs of it side by side: A=var/load/... B=var/load/...
 	@$(BIN)/python -m loadtest.load compare $(A) $(B)

@@ -1,6 +1,6 @@
 """Command line of `loadtest.load`.
 
-python -m loadtest.load run                      three minutes of recorded arrivals against a server of its own
+python -m loadtest.load run                      three minutes of a day's course against a server of its own
 python -m loadtest.load run --url http://127.0.0.1:8000 --metrics-url http://127.0.0.1:9400
 python -m loadtest.load compare var/load/a var/load/b
 """
@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadtest.load.arrivals import FLAT, RECORDED, ArrivalsError, arrivals
+from loadtest.load.arrivals import MADE, ArrivalsError, arrivals
 from loadtest.load.compare import JUDGED, NotComparable, compare, load_run, spread
 from loadtest.load.mix import parse_mix
 
@@ -34,8 +34,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m loadtest.load", description=(__doc__ or "").split("\n")[0])
     commands = top.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="drive a server and write a report")
-    run.add_argument("--arrivals", default="diurnal", help=f"{', '.join(RECORDED)}, {FLAT}, or a CSV or parquet file")
-    run.add_argument("--seconds", type=float, default=180.0, help="how long the recording is stretched to")
+    run.add_argument(
+        "--arrivals",
+        default="diurnal",
+        help=f"{', '.join(MADE)} (made from --seed), or a recording: CSV or parquet file",
+    )
+    run.add_argument("--rows", metavar="FROM:TO", help="the rows of that recording to play, from 0; default: all")
+    run.add_argument("--seconds", type=float, default=180.0, help="what the course or recording is stretched to")
     run.add_argument("--rate", type=float, default=40.0, help="mean requests a second")
     run.add_argument("--texts", type=Path, help="texts (and labels) to ask: .csv, .parquet or .txt")
     run.add_argument("--zipf", type=float, default=0.6, help="popularity of the texts: weight rank ** -ZIPF")
@@ -75,7 +80,7 @@ def _become_gevents() -> None:
 
 def run(given: argparse.Namespace) -> None:
     """`run`."""
-    times_s = arrivals(given.arrivals, given.seconds, given.rate, given.seed)
+    times_s = arrivals(given.arrivals, given.seconds, given.rate, given.seed, given.rows)
     if not times_s:
         raise ValueError("--rate, --seconds: no request would be sent; raise one of them")
     mix = parse_mix(given.mix)
@@ -93,7 +98,7 @@ def run(given: argparse.Namespace) -> None:
         texts, target = _target(given, stack)
         asked = questions(read_questions(texts), len(times_s), zipf=zipf, shares=mix, seed=given.seed)
         words = PlanWords(
-            arrivals=given.arrivals,
+            arrivals=given.arrivals if given.rows is None else f"{given.arrivals} rows {given.rows}",
             seconds=given.seconds,
             rate_per_s=given.rate,
             seed=given.seed,

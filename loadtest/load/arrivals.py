@@ -1,4 +1,4 @@
-"""When the requests of a run are sent: recorded counts or times, stretched to a run's length and mean rate. Pure."""
+"""When the requests of a run are sent: a made course or a recording, stretched to a run's length and mean rate."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-FOLDER = Path(__file__).parent.parent / "arrivals"
-RECORDED = {"diurnal": FOLDER / "diurnal.csv", "bursty": FOLDER / "bursty.csv"}
+from loadtest.load.synthetic import SYNTHETIC
+
 FLAT = "flat"
+MADE = (FLAT, *SYNTHETIC)
 COUNT_COLUMNS = ("count", "requests")
 TIME_COLUMNS = {"t_s": 1.0, "t_ms": 1e-3}
 
@@ -22,16 +23,20 @@ class ArrivalsError(ValueError):
     """The recording cannot be used; the message names the file and the remedy."""
 
 
-def arrivals(name: str, seconds: float, rate_per_s: float, seed: int) -> list[float]:
+def arrivals(name: str, seconds: float, rate_per_s: float, seed: int, rows: str | None = None) -> list[float]:
     """When requests come, seconds from the start, ascending: `rate_per_s * seconds` of them in the mean.
 
-    `name` is `flat` (a Poisson process), `diurnal`, `bursty`, or a file (see `read_recording`). Raises ArrivalsError.
+    `name` is `flat` (a Poisson process), `diurnal`, `bursty` (see `synthetic`), or a file (see `read_recording`), of
+    which `rows`, as `FROM:TO`, takes a window. Raises ArrivalsError.
     """
     chance = random.Random(seed)
     wanted = rate_per_s * seconds
-    if name == FLAT:
-        return _by_counts([1.0], wanted, seconds, chance)
-    recording = read_recording(RECORDED.get(name, Path(name)))
+    if name in MADE:
+        if rows is not None:
+            raise ArrivalsError(f"--rows: {name} is made, not recorded; leave it out, or name a file in --arrivals")
+        course = [1.0] if name == FLAT else SYNTHETIC[name](chance)
+        return _by_counts(course, wanted, seconds, chance)
+    recording = read_recording(Path(name), rows)
     if recording.times_s:
         return _by_times(recording.times_s, wanted, seconds)
     return _by_counts(recording.counts, wanted, seconds, chance)
@@ -45,25 +50,25 @@ class Recording:
         self.times_s = tuple(times_s)
 
 
-def read_recording(path: Path) -> Recording:
+def read_recording(path: Path, rows: str | None = None) -> Recording:
     """A .csv, .csv.gz or .parquet with a column `count` (or `requests`; rows are equal steps of time), or `t_s` or
-    `t_ms` (one row a request). Raises ArrivalsError."""
+    `t_ms` (one row a request); of its rows those of `FROM:TO`, from 0, TO left out. Raises ArrivalsError."""
     try:
         columns = _read_columns(path)
     except FileNotFoundError:
-        known = ", ".join((FLAT, *RECORDED))
-        raise ArrivalsError(f"{path}: does not exist; give a file, or one of {known}") from None
+        raise ArrivalsError(f"{path}: does not exist; give a file, or one of {', '.join(MADE)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ArrivalsError(f"{path}: cannot be read ({error}); give a CSV or parquet file") from None
     for name in COUNT_COLUMNS:
         if name in columns:
-            counts = _numbers(path, name, columns[name])
+            counts = _window(path, _numbers(path, name, columns[name]), rows)
             if min(counts, default=0) < 0 or sum(counts) <= 0:
                 raise ArrivalsError(f"{path}: column {name}: has no request, or less than none; give counts")
             return Recording(counts=counts)
     for name, unit_s in TIME_COLUMNS.items():
         if name in columns:
-            times = sorted(value * unit_s for value in _numbers(path, name, columns[name]))
+            window = _window(path, _numbers(path, name, columns[name]), rows)
+            times = sorted(value * unit_s for value in window)
             if len(times) < 2 or times[0] == times[-1]:
                 raise ArrivalsError(f"{path}: column {name}: fewer than two moments; give a longer recording")
             return Recording(times_s=times)
@@ -80,6 +85,18 @@ def _read_columns(path: Path) -> dict[str, list[object]]:
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     rows = list(csv.DictReader(content.decode().splitlines()))
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+
+
+def _window(path: Path, values: list[float], rows: str | None) -> list[float]:
+    if rows is None:
+        return values
+    first, _, end = rows.partition(":")
+    bounds = (first or "0", end or str(len(values)))
+    if ":" not in rows or not all(bound.isascii() and bound.isdigit() for bound in bounds):
+        raise ArrivalsError(f"--rows: {rows!r} is not FROM:TO; give two row numbers, such as 0:3600")
+    if not int(bounds[0]) < int(bounds[1]) <= len(values):
+        raise ArrivalsError(f"--rows: {rows} is no part of {path}, which has {len(values)} rows from 0; give such rows")
+    return values[int(bounds[0]) : int(bounds[1])]
 
 
 def _numbers(path: Path, name: str, values: Iterable[object]) -> list[float]:
@@ -104,8 +121,8 @@ def _by_counts(counts: Sequence[float], wanted: float, seconds: float, chance: r
     while at < wanted:
         share = at / wanted * sums[-1]
         step = bisect_left(sums, share)
-        within = (share - (sums[step] - counts[step])) / counts[step]
-        times.append((step + within) * step_s)
+        within = 1 - (sums[step] - share) / counts[step]
+        times.append((step + max(0.0, within)) * step_s)  # rounding may leave it just below the step
         at += chance.expovariate(1.0)
     return times
 

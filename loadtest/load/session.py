@@ -32,7 +32,7 @@ from loadtest.demo_tables import Reading, read_metrics
 from loadtest.load.figures import Mark, mark, run_figures, slices
 from loadtest.load.plan import Plan
 from loadtest.load.report import markdown
-from loadtest.load.users import TIMEOUT_S, GrpcAsker, HttpAsker, RecordedArrivals, open_channel
+from loadtest.load.users import TIMEOUT_S, GrpcAsker, HttpAsker, PlannedArrivals, open_channel
 from models.store import write_atomic
 
 START_S = 30.0
@@ -87,7 +87,7 @@ class Session:
         self._reading: Reading | None = None
         self._sampler: Greenlet | None = None
         self._environment = Environment(
-            user_classes=[self._user_class()], shape_class=RecordedArrivals(self._plan), host=target.url
+            user_classes=[self._user_class()], shape_class=PlannedArrivals(self._plan), host=target.url
         )
         self._environment.create_local_runner()
         events = self._environment.events

@@ -14,7 +14,7 @@ from loadtest.load.plan import Due, Plan
 TIMEOUT_S = 30.0
 
 
-class RecordedArrivals(LoadTestShape):  # type: ignore[misc]
+class PlannedArrivals(LoadTestShape):  # type: ignore[misc]
     """All clients from the beginning until the plan is over: the arrivals are the plan's."""
 
     def __init__(self, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""A short load of recorded arrivals with locust against a real server, over HTTP and gRPC; the page and the verdict."""
+"""A short load of bursts with locust against a real server, over HTTP and gRPC; the page and the verdict."""
 
 from __future__ import annotations
 
@@ -151,6 +151,7 @@ def test_a_mistake_is_named_before_anything_starts(tmp_path: Path) -> None:
         (["--url", "http://127.0.0.1:9"], "--texts: missing"),
         (["--mix", "cheap=1"], "--mix: 'cheap' is no class"),
         (["--arrivals", "nowhere.csv"], "nowhere.csv: does not exist"),
+        (["--rows", "0:60"], "--rows: diurnal is made, not recorded"),
         (["--rate", "0.0001", "--seconds", "1"], "no request would be sent"),
     ):
         refused = subprocess.run(
