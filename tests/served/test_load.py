@@ -22,7 +22,7 @@ from tests.support.tiny_family import publish_tiny_family
 pytestmark = pytest.mark.served
 
 TEXTS = "text,label\n" + "".join(f"{label} w{n},{label}\n" for n in range(50) for label in ("card", "refund", "parcel"))
-RATE, SECONDS = 30.0, 6.0
+RATE, SECONDS = 30.0, 10.0  # ten parts: some fall between two readings of the meter, five must not
 
 
 @pytest.fixture(scope="module")
