@@ -58,6 +58,8 @@ _REPLY_HEADERS = {
     "X-JouleServe-Joules": "dynamic joules of the answer, provisional; absent where nothing measures them",
     "X-JouleServe-Joules-Loaded": "the same with its share of idling and overhead, times PUE; absent until it is known",
     "X-JouleServe-Joules-Source": "rapl, nvml or estimated",
+    "X-JouleServe-Saved-Joules": "dynamic joules that computing it at full quality would have taken beyond these, an"
+    " estimate; below 0 where this took more; absent where full quality computed it or nothing measures joules",
     "X-JouleServe-Escalated": "texts that a cascade's first variant was unsure of; absent where there are none",
 }
 

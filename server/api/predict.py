@@ -140,6 +140,8 @@ def answer_headers(told: Told) -> Headers:
         headers.append((b"x-jouleserve-joules-source", told.joules_source.encode()))
     if told.joules_loaded is not None:
         headers.append((b"x-jouleserve-joules-loaded", b"%.3e" % told.joules_loaded))
+    if told.saved_joules is not None:
+        headers.append((b"x-jouleserve-saved-joules", b"%.3e" % told.saved_joules))
     if told.escalated is not None:
         headers.append((b"x-jouleserve-escalated", b"%d" % told.escalated))
     return headers

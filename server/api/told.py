@@ -13,7 +13,9 @@ class Told(NamedTuple):
 
     `joules` are dynamic and provisional; None, as is their source, where nothing measures them. `joules_loaded` are
     the same with the answer's share of idling and overhead, times PUE; None before that is known. `escalated` is the
-    number of texts that a cascade's first variant was unsure of, None for none.
+    number of texts that a cascade's first variant was unsure of, None for none. `saved_joules` are what computing the
+    same texts at full quality would have taken beyond `joules`: an estimate, below 0 where they took more; None
+    where full quality computed the answers or nothing measures joules.
     """
 
     variant: str
@@ -25,6 +27,7 @@ class Told(NamedTuple):
     joules_source: str | None
     escalated: int | None = None
     joules_loaded: float | None = None
+    saved_joules: float | None = None
 
 
 def tell(
@@ -36,14 +39,16 @@ def tell(
 ) -> Told:
     """Sum up the answers of one request (at least one)."""
     first = answers[0]
-    joules = source = loaded = None
+    joules = source = loaded = saved = None
     if joules_per_cpu_second is not None:
         joules = sum(answer.cpu_ns for answer in answers) / 1e9 * joules_per_cpu_second
         source = "+".join(sources)
         loaded = None if loaded_ratio is None else joules * loaded_ratio
+        saved = sum(answer.saved_ns for answer in answers) / 1e9 * joules_per_cpu_second or None
     if len(answers) == 1:
         escalated = 1 if first.escalate_ns else None
-        return Told(first.variant, first.point, first.reason, first.cache, version, joules, source, escalated, loaded)
+        said = (first.variant, first.point, first.reason, first.cache, version)
+        return Told(*said, joules, source, escalated, loaded, saved)
     states = {answer.cache for answer in answers}
     return Told(
         _join(answer.variant for answer in answers),
@@ -55,6 +60,7 @@ def tell(
         source,
         sum(answer.escalate_ns > 0 for answer in answers) or None,
         loaded,
+        saved,
     )
 
 

@@ -329,7 +329,8 @@ class Engine:
         usage.avoided("cache", kept.cpu_ns - cpu_ns)
         total_ns = time.perf_counter_ns() - started_ns
         usage.request(kept.variant, kept.point, route.quality, "cached", cpu_ns, total_ns=total_ns)
-        return Answer(kept.logits, kept.variant, kept.point, route.reason, "hit", cpu_ns, kept=kept)
+        saved_ns = route.family.full_ns(kept.rank, kept.variant, kept.cpu_ns) - cpu_ns
+        return Answer(kept.logits, kept.variant, kept.point, route.reason, "hit", cpu_ns, saved_ns=saved_ns, kept=kept)
 
     def _land(self, flight: Flight, result: JobResult) -> None:
         """A computation ended: keep its answer and wake everyone who waits for it, unless a cascade goes on."""

@@ -59,6 +59,11 @@ class Family:
         """How much more the variant would cost in full precision, as a share; 0 if unknown."""
         return self._quantized_savings[variant]
 
+    def full_ns(self, rank: int, variant: str, cpu_ns: int) -> int:
+        """What full quality would have taken for a text that took `variant`, of the point of this rank, `cpu_ns`; by
+        the compiler's figures of both."""
+        return round(cpu_ns * self._times_to_full[variant]) if rank else cpu_ns
+
     @cached_property
     def _alone_ns(self) -> dict[str, list[float] | None]:
         most, find = self.manifest.max_tokens, self.manifest.variant
@@ -68,6 +73,12 @@ class Family:
     def _quantized_savings(self) -> dict[str, float]:
         find = self.manifest.variant
         return {name: quantized_saving(self.manifest, find(name)) for name in self.runtimes}
+
+    @cached_property
+    def _times_to_full(self) -> dict[str, float]:
+        full, find = self.points[0], self.manifest.variant
+        times = {name: full.cpu_seconds_per_1k / find(name).evidence.cpu_seconds_per_1k for name in self.runtimes}
+        return times if full.cascade is not None else {**times, full.variant: 1.0}
 
     @cached_property
     def _padding_shares(self) -> dict[str, float]:

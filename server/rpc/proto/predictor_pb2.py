@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n server/rpc/proto/predictor.proto\x12\rjouleserve.v1\"%\n\x04Pair\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\"\xad\x01\n\x0ePredictRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\"\n\x05pairs\x18\x02 \x03(\x0b\x32\x13.jouleserve.v1.Pair\x12\'\n\x07quality\x18\x03 \x01(\x0e\x32\x16.jouleserve.v1.Quality\x12+\n\x08truncate\x18\x04 \x01(\x0e\x32\x19.jouleserve.v1.Truncation\x12\x12\n\nraw_scores\x18\x05 \x01(\x08\",\n\nPrediction\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x0e\n\x06scores\x18\x02 \x03(\x02\"\xb0\x02\n\x0cPredictReply\x12.\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x19.jouleserve.v1.Prediction\x12\x0f\n\x07variant\x18\x02 \x01(\t\x12\r\n\x05point\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x63\x61\x63he\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x13\n\x06joules\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rjoules_source\x18\x08 \x01(\tH\x01\x88\x01\x01\x12\x16\n\tescalated\x18\t \x01(\rH\x02\x88\x01\x01\x12\x1a\n\rjoules_loaded\x18\n \x01(\x01H\x03\x88\x01\x01\x42\t\n\x07_joulesB\x10\n\x0e_joules_sourceB\x0c\n\n_escalatedB\x10\n\x0e_joules_loaded*]\n\x07Quality\x12\x17\n\x13QUALITY_UNSPECIFIED\x10\x00\x12\x12\n\x0eQUALITY_STRICT\x10\x01\x12\x14\n\x10QUALITY_STANDARD\x10\x02\x12\x0f\n\x0bQUALITY_ECO\x10\x03*S\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x14\n\x10TRUNCATION_RIGHT\x10\x01\x12\x13\n\x0fTRUNCATION_LEFT\x10\x02\x32R\n\tPredictor\x12\x45\n\x07Predict\x12\x1d.jouleserve.v1.PredictRequest\x1a\x1b.jouleserve.v1.PredictReplyb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n server/rpc/proto/predictor.proto\x12\rjouleserve.v1\"%\n\x04Pair\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\"\xad\x01\n\x0ePredictRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\"\n\x05pairs\x18\x02 \x03(\x0b\x32\x13.jouleserve.v1.Pair\x12\'\n\x07quality\x18\x03 \x01(\x0e\x32\x16.jouleserve.v1.Quality\x12+\n\x08truncate\x18\x04 \x01(\x0e\x32\x19.jouleserve.v1.Truncation\x12\x12\n\nraw_scores\x18\x05 \x01(\x08\",\n\nPrediction\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x0e\n\x06scores\x18\x02 \x03(\x02\"\xdc\x02\n\x0cPredictReply\x12.\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x19.jouleserve.v1.Prediction\x12\x0f\n\x07variant\x18\x02 \x01(\t\x12\r\n\x05point\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x63\x61\x63he\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x13\n\x06joules\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rjoules_source\x18\x08 \x01(\tH\x01\x88\x01\x01\x12\x16\n\tescalated\x18\t \x01(\rH\x02\x88\x01\x01\x12\x1a\n\rjoules_loaded\x18\n \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0csaved_joules\x18\x0b \x01(\x01H\x04\x88\x01\x01\x42\t\n\x07_joulesB\x10\n\x0e_joules_sourceB\x0c\n\n_escalatedB\x10\n\x0e_joules_loadedB\x0f\n\r_saved_joules*]\n\x07Quality\x12\x17\n\x13QUALITY_UNSPECIFIED\x10\x00\x12\x12\n\x0eQUALITY_STRICT\x10\x01\x12\x14\n\x10QUALITY_STANDARD\x10\x02\x12\x0f\n\x0bQUALITY_ECO\x10\x03*S\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x14\n\x10TRUNCATION_RIGHT\x10\x01\x12\x13\n\x0fTRUNCATION_LEFT\x10\x02\x32R\n\tPredictor\x12\x45\n\x07Predict\x12\x1d.jouleserve.v1.PredictRequest\x1a\x1b.jouleserve.v1.PredictReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'server.rpc.proto.predictor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUALITY']._serialized_start=619
-  _globals['_QUALITY']._serialized_end=712
-  _globals['_TRUNCATION']._serialized_start=714
-  _globals['_TRUNCATION']._serialized_end=797
+  _globals['_QUALITY']._serialized_start=663
+  _globals['_QUALITY']._serialized_end=756
+  _globals['_TRUNCATION']._serialized_start=758
+  _globals['_TRUNCATION']._serialized_end=841
   _globals['_PAIR']._serialized_start=51
   _globals['_PAIR']._serialized_end=88
   _globals['_PREDICTREQUEST']._serialized_start=91
@@ -42,7 +42,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTION']._serialized_start=266
   _globals['_PREDICTION']._serialized_end=310
   _globals['_PREDICTREPLY']._serialized_start=313
-  _globals['_PREDICTREPLY']._serialized_end=617
-  _globals['_PREDICTOR']._serialized_start=799
-  _globals['_PREDICTOR']._serialized_end=881
+  _globals['_PREDICTREPLY']._serialized_end=661
+  _globals['_PREDICTOR']._serialized_start=843
+  _globals['_PREDICTOR']._serialized_end=925
 # @@protoc_insertion_point(module_scope)

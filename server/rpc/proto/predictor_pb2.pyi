@@ -58,7 +58,7 @@ class Prediction(_message.Message):
     def __init__(self, labels: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictReply(_message.Message):
-    __slots__ = ("predictions", "variant", "point", "reason", "cache", "version", "joules", "joules_source", "escalated", "joules_loaded")
+    __slots__ = ("predictions", "variant", "point", "reason", "cache", "version", "joules", "joules_source", "escalated", "joules_loaded", "saved_joules")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     POINT_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class PredictReply(_message.Message):
     JOULES_SOURCE_FIELD_NUMBER: _ClassVar[int]
     ESCALATED_FIELD_NUMBER: _ClassVar[int]
     JOULES_LOADED_FIELD_NUMBER: _ClassVar[int]
+    SAVED_JOULES_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     variant: str
     point: str
@@ -79,4 +80,5 @@ class PredictReply(_message.Message):
     joules_source: str
     escalated: int
     joules_loaded: float
-    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., variant: _Optional[str] = ..., point: _Optional[str] = ..., reason: _Optional[str] = ..., cache: _Optional[str] = ..., version: _Optional[str] = ..., joules: _Optional[float] = ..., joules_source: _Optional[str] = ..., escalated: _Optional[int] = ..., joules_loaded: _Optional[float] = ...) -> None: ...
+    saved_joules: float
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., variant: _Optional[str] = ..., point: _Optional[str] = ..., reason: _Optional[str] = ..., cache: _Optional[str] = ..., version: _Optional[str] = ..., joules: _Optional[float] = ..., joules_source: _Optional[str] = ..., escalated: _Optional[int] = ..., joules_loaded: _Optional[float] = ..., saved_joules: _Optional[float] = ...) -> None: ...

@@ -79,6 +79,8 @@ async def test_the_reply_says_who_answered_why_and_at_what_cost(family: Family) 
     assert said["joules-source"] == "estimated"
     assert hit.headers["x-jouleserve-cache"] == "hit"
     assert (eco.headers["x-jouleserve-point"], eco.headers["x-jouleserve-reason"]) == ("nano", "eco")
+    assert float(said["saved-joules"]) > 0
+    assert "x-jouleserve-saved-joules" in hit.headers
 
 
 async def test_the_reply_names_the_version_that_answered_even_when_it_is_swapped(
@@ -335,9 +337,10 @@ async def test_the_document_lists_exactly_the_headers_that_are_sent(family: Fami
         reply = await post(client)
     described = document["paths"]["/predict"]["post"]["responses"]["200"]["headers"]
     sent = {name for name in reply.headers if name.startswith("x-")}
-    # tests/server/engine/test_cascade.py looks at the one that only a cascade sends.
-    assert {name.lower() for name in described} == sent | {"x-jouleserve-escalated"}
-    assert "x-jouleserve-escalated" not in sent
+    # The two that are absent from a computed answer of full quality.
+    absent = {"x-jouleserve-escalated", "x-jouleserve-saved-joules"}
+    assert {name.lower() for name in described} == sent | absent
+    assert not sent & absent
 
 
 async def test_the_document_refers_to_nothing_that_it_does_not_hold(family: Family) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,20 @@ def test_headers_name_every_point_once_and_add_the_joules_up() -> None:
     assert float(headers[b"x-jouleserve-joules"]) == pytest.approx(3 * 0.002 * 50)
     assert headers[b"x-jouleserve-joules-source"] == b"rapl+estimated"
     assert float(headers[b"x-jouleserve-joules-loaded"]) == pytest.approx(3 * 0.002 * 50 * 4)
+
+
+def test_what_was_saved_adds_up_to_joules_as_what_was_spent_does() -> None:
+    answers = [replace(answer([1]), saved_ns=saved_ns) for saved_ns in (6_000_000, 0, -1_000_000)]
+    headers = dict(answer_headers(tell(answers, 50.0, ("rapl",), "0001-abc")))
+    assert float(headers[b"x-jouleserve-saved-joules"]) == pytest.approx(0.005 * 50)
+    more = dict(answer_headers(tell(answers[2:], 50.0, ("rapl",), "0001-abc")))
+    assert float(more[b"x-jouleserve-saved-joules"]) == pytest.approx(-0.001 * 50)
+
+
+def test_what_was_saved_is_absent_where_nothing_was_or_nothing_measures_it() -> None:
+    nothing = dict(answer_headers(tell([answer([1])], 50.0, ("rapl",), "0001-abc")))
+    unmeasured = dict(answer_headers(tell([replace(answer([1]), saved_ns=10**6)], None, (), "0001-abc")))
+    assert b"x-jouleserve-saved-joules" not in nothing.keys() | unmeasured.keys()
 
 
 def test_joules_are_absent_where_nothing_measures_them() -> None:

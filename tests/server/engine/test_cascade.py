@@ -67,6 +67,16 @@ async def test_where_it_is_unsure_the_large_variant_answers_and_both_are_paid_fo
     assert request["total_ns"] >= answer.queue_ns + answer.infer_ns + answer.escalate_ns
 
 
+async def test_a_sure_answer_saved_all_that_its_variant_is_cheaper_and_one_that_escalated_cost_more(
+    cascaded: Family,
+) -> None:
+    async with running(cascaded, standard=CASCADE) as (engine, _):
+        sure, unsure = await ask(engine, SURE), await ask(engine, UNSURE)
+    # By the manifest `full` takes four times the CPU of `nano`; the unsure run of `nano` comes on top of `full`'s.
+    assert sure.saved_ns == 3 * (sure.cpu_ns - sure.tokenize_ns)
+    assert -(unsure.cpu_ns - unsure.tokenize_ns) < unsure.saved_ns < 0
+
+
 async def test_unsure_texts_of_a_batch_share_the_next_batch_of_the_large_variant(cascaded: Family) -> None:
     held, gates = gated(cascaded)
     texts = [Text(f"{words} w{number}") for number, words in enumerate(["my " * 4 + "card", "card " * 5] * 4)]

@@ -594,3 +594,29 @@ async def test_a_cheaper_point_reports_what_full_quality_would_have_cost_more(fa
     cheap = usage.requests[0]
     # By the manifest `full` takes four times the CPU of `nano`, and strict requests save nothing.
     assert usage.avoided_ns["fallback"] == 3 * (cheap["cpu_ns"] - cheap["tokenize_ns"])
+
+
+async def test_an_answer_says_what_it_saved_as_it_is_reported(family: Family) -> None:
+    async with running(family, standard="nano") as (engine, usage):
+        cheap, full = await ask_one(engine, "card"), await ask_one(engine, "refund", "strict")
+        hit = await ask_one(engine, "refund", "strict")
+    assert cheap.saved_ns == usage.avoided_ns["fallback"] > 0
+    assert full.saved_ns == 0
+    assert hit.saved_ns == usage.avoided_ns["cache"]
+
+
+async def test_a_cached_or_shared_answer_of_a_cheaper_point_saved_what_full_quality_would_have_cost(
+    family: Family,
+) -> None:
+    held, gates = gated(family)
+    gates["nano"].gate.clear()
+    async with running(held, standard="nano") as (engine, _):
+        asking = [asyncio.create_task(ask_one(engine, "card")) for _ in range(2)]
+        await until(lambda: bool(gates["nano"].batches))
+        gates["nano"].gate.set()
+        miss, shared = await asyncio.gather(*asking)
+        hit = await ask_one(engine, "card")
+    ran_ns = miss.cpu_ns - miss.tokenize_ns
+    assert (miss.cache, shared.cache, hit.cache) == ("miss", "shared", "hit")
+    assert (miss.saved_ns, shared.saved_ns) == (3 * ran_ns, 4 * ran_ns - shared.cpu_ns)
+    assert hit.saved_ns == 4 * ran_ns - hit.cpu_ns

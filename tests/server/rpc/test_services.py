@@ -45,7 +45,10 @@ async def test_the_reply_says_who_answered_why_and_at_what_cost(family: Family) 
     assert (miss.variant, miss.point, miss.cache, miss.reason) == ("lite", "lite", "miss", "pin")
     assert (miss.version, miss.joules_source) == (family.version, "estimated")
     assert miss.joules > 0
+    assert miss.saved_joules > 0
     assert hit.cache == "hit"
+    assert hit.HasField("saved_joules")
+    assert not strict.HasField("saved_joules")
     assert (eco.point, strict.point) == ("nano", "full")
 
 
@@ -55,6 +58,7 @@ async def test_joules_are_absent_where_nothing_measures_them(family: Family, mon
         reply, infer = await rpc.predict("card"), await rpc.infer("card")
     assert not reply.HasField("joules")
     assert not reply.HasField("joules_source")
+    assert not reply.HasField("saved_joules")
     assert not {"joules", "joules_source"} & set(infer.parameters)
 
 
