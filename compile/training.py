@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compile.data.dataset import Labels
-from compile.device import best_device, on
+from compile.device import best_device
 from compile.measure.scores import r2
 from compile.passes.base import Context, Gate
 from compile.specs.base import Precision
@@ -105,22 +105,7 @@ def train(
     checkpoint is on disk.
     """
     device = best_device()
-    with on(model, device):
-        return _train(model, head, encoded, pad, loss, schedule, work, after_step, after_epoch, device)
-
-
-def _train(
-    model: nn.Module,
-    head: nn.Module,
-    encoded: Encoded,
-    pad: int,
-    loss: Loss,
-    schedule: Schedule,
-    work: Path,
-    after_step: Callable[[float, str], None],
-    after_epoch: Callable[[], None],
-    device: torch.device,
-) -> list[float]:
+    model.to(device)
     optimizer = _optimizer(model, head, schedule)
     rates = [group["lr"] for group in optimizer.param_groups]
     losses = _restore(work / CHECKPOINT, model, optimizer)
@@ -148,7 +133,7 @@ def _train(
         losses.append(summed / len(lengths))
         _save(work / CHECKPOINT, model, optimizer, losses)
         after_epoch()
-    model.eval()
+    model.to("cpu").eval()
     return losses
 
 

@@ -56,12 +56,12 @@ def main(
                 recipe = load_recipe(_HERE / "recipes" / f"{name}.yaml", {"data": str(texts / name)})
                 made = compile_recipe(recipe, Store(folder / "store"), folder / "work", reporter)
                 _keep(results / f"{name}.json", figures(made.version.manifest))
-            todo = [
+            planned = [
                 cell
                 for cell in cells(scale)
                 if cell.family in (family or FAMILIES) and cell.dataset in (dataset or SETS)
             ]
-            run_cells(todo, texts, folder, results, reporter, console.print)
+            run_cells(planned, texts, folder, results, reporter, console.print)
     print_tables(results, console, scale)
 
 

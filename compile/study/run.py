@@ -30,7 +30,7 @@ _RECIPES = Path(__file__).parents[2] / "models" / "recipes"
 
 
 def run_cells(
-    todo: Sequence[Cell], data: Path, folder: Path, results: Path, reporter: Reporter, tell: Callable[[str], None]
+    planned: Sequence[Cell], data: Path, folder: Path, results: Path, reporter: Reporter, tell: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """The figures of every cell, those that have none with the reason; `data` holds a folder a set.
 
@@ -39,15 +39,15 @@ def run_cells(
     """
     made, took = [], list[float]()
     kept = read_results(results)
-    for at, cell in enumerate(todo):
+    for at, cell in enumerate(planned):
         raw = recipe_of(cell, str(data), _teacher(cell, data))
         sha = _digest(raw)
         if kept.get(cell.name, {}).get(RECIPE_KEY) == sha:
             made.append(kept[cell.name])
-            tell(f"cell {at + 1} of {len(todo)}: {cell.name} is in {results} already")
+            tell(f"cell {at + 1} of {len(planned)}: {cell.name} is in {results} already")
             continue
-        left = f", about {_minutes(statistics.mean(took) * (len(todo) - at))} left" if took else ""
-        tell(f"cell {at + 1} of {len(todo)}: {cell.family} on {cell.dataset} ({cell.described}){left}")
+        left = f", about {_minutes(statistics.mean(took) * (len(planned) - at))} left" if took else ""
+        tell(f"cell {at + 1} of {len(planned)}: {cell.family} on {cell.dataset} ({cell.described}){left}")
         began = time.monotonic()
         found = _run_cell(cell, raw, folder, reporter)
         took.append(time.monotonic() - began)
