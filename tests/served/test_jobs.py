@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import pytest
 
 from energy.grid.replay import read_recording
 from loadtest.jobs_bench import Run, Server, audit, clean_share, draw_jobs
+from loadtest.served import serve
 from models.store import Store
 from tests.support.tiny_family import publish_tiny_family
 
@@ -57,3 +62,33 @@ def test_every_job_is_done_once_however_often_the_server_is_killed(tmp_path: Pat
     assert (found["totals"]["done"], found["totals"]["texts"]) == (JOBS, sum(texts.values()))
     emitted = clean_share(found["jobs"], read_recording(recording))
     assert emitted["foresight"] <= emitted["as_run"] < emitted["at_once"]
+
+
+def test_the_command_line_hands_a_job_in_shows_it_and_says_what_it_cannot_do(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    publish_tiny_family(store)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("my card\nwhere is my parcel\n")
+    place = {"model.store": store.root, "model.family": "tiny", "shaping.policy": "off"}
+    with serve(tmp_path, place, edge=True) as served:
+
+        def jobs(*arguments: str, code: int = 0) -> str:
+            command = [sys.executable, "-m", "server.cli", "jobs", *arguments, "--url", served.url]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert done.returncode == code, done.stderr
+            return done.stderr if code else done.stdout
+
+        def handed_in(*options: str) -> str:
+            found = re.search(r"[0-9a-f]{16,}", jobs("submit", str(texts), *options))
+            assert found is not None
+            return found[0]
+
+        soon = handed_in("--within", "5m", "--idempotency-key", "once")
+        assert handed_in("--within", "5m", "--idempotency-key", "once") == soon
+        deadline = time.monotonic() + 60
+        while "parcel" not in (shown := jobs("show", soon, "--results")):
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.5)
+        listed = jobs("list")
+        assert soon[:8] in listed
+        assert "cannot be cancelled; fetch its results" in jobs("cancel", soon, code=2)
