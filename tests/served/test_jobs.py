@@ -86,9 +86,11 @@ def test_the_command_line_hands_a_job_in_shows_it_and_says_what_it_cannot_do(tmp
         soon = handed_in("--within", "5m", "--idempotency-key", "once")
         assert handed_in("--within", "5m", "--idempotency-key", "once") == soon
         deadline = time.monotonic() + 60
-        while "parcel" not in (shown := jobs("show", soon, "--results")):
+        while "done" not in (shown := jobs("show", soon)):
             assert time.monotonic() < deadline, shown
             time.sleep(0.5)
+        jobs("show", soon, "--results", str(tmp_path / "results.ndjson"))
+        assert "parcel" in (tmp_path / "results.ndjson").read_text()
         listed = jobs("list")
         assert soon[:8] in listed
         assert "cannot be cancelled; fetch its results" in jobs("cancel", soon, code=2)

@@ -326,10 +326,15 @@ async def test_draining_an_idle_engine_ends_at_once(family: Family) -> None:
 
 
 async def test_closing_still_answers_what_was_accepted(family: Family) -> None:
-    async with running(family) as (engine, _):
+    held, gates = gated(family)
+    async with running(held) as (engine, _):
+        gates["full"].gate.clear()
         accepted = [asyncio.create_task(ask_one(engine, f"card w{number}")) for number in range(30)]
         await until(lambda: engine.active == 30)
-        await engine.close()
+        closing = asyncio.create_task(engine.close())
+        await asyncio.sleep(0)
+        gates["full"].gate.set()
+        await closing
         assert len(await asyncio.gather(*accepted)) == 30
 
 
