@@ -24,6 +24,8 @@ _KINDS = {"variant": "variant", "cascade": "cascade", "reference": "fp32 teacher
 # Narrow, so that its letters stay readable at the width of a phone.
 _WIDTH_INCHES = 4.3
 _BAR_INCHES = 0.3
+_WIDE = 20
+"""Costs that lie farther apart than this factor get a logarithmic axis."""
 Place = tuple[float, float, Literal["left", "center", "right"]]
 """Where a name stands beside its point: points to the right, points up, the side of the text that it hangs by."""
 _BESIDE: tuple[Place, ...] = (
@@ -49,7 +51,11 @@ def accuracy_against_cost(ways: Sequence[Way], cost_name: str, accuracy_name: st
         axes.plot([w.cost for w in front], [w.accuracy * 100 for w in front], color=LIGHT["main"], lw=1, label="front")
         axes.set_xlabel(cost_name)
         axes.set_ylabel(f"test {accuracy_name}, % (bar: 95% bound)")
-        axes.set_xlim(left=0)
+        if max(way.cost for way in ways) > _WIDE * min(way.cost for way in ways):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_xlim(left=0)
         axes.margins(x=0.12, y=0.12)
         _legend_below(axes, columns=4)
         _name_points(axes, ways, front)
