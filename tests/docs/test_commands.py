@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from loadtest.served import free_port, serve
@@ -93,7 +95,16 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
         (work / ".curlrc").write_text("fail-with-body\n")  # an answer that is an error fails the command
         for name in ("models", "loadtest", "server", "docs"):
             (work / name).symlink_to(ROOT / name)
+        _wait_for_the_meter(f"{served.metrics_url}/metrics")
         yield environment, work, places
+
+
+def _wait_for_the_meter(url: str) -> None:
+    """A meter's first reading is a baseline: the energy series begin a second or two after the server."""
+    deadline = time.monotonic() + 30
+    while "jouleserve_energy_joules_total{" not in httpx.get(url).text:
+        assert time.monotonic() < deadline, "the meter gave no reading"
+        time.sleep(0.2)
 
 
 @pytest.mark.served
