@@ -128,6 +128,8 @@ def fuzz_document(url: str, cases: int, number: int, tally: Tally) -> None:
                     continue  # a path is any text, and there is nothing else to get wrong
                 # Of a made-up model nobody has ever heard: most are for the one that is served.
                 count = (share * 3 // 4 if known else share // 4) if operation.path_parameters else share
+                # A job's number is known to nobody before there is a job.
+                known = known and all(one.name in served for one in operation.path_parameters)
                 where = {one.name: served[one.name] for one in operation.path_parameters} if known else None
                 strategy = operation.as_strategy(generation_mode=mode, path_parameters=where)
                 _cases(strategy, count if operation.body else 1, number, check)

@@ -90,6 +90,21 @@ def attributed(server: Served) -> float:
     return read_metrics(server.metrics_url).total("jouleserve_attributed_joules_total")
 
 
+def test_a_job_is_computed_by_a_replica_and_counted(server: Served) -> None:
+    body = {"inputs": [["where is my parcel"], ["my card"]], "within_s": 600}
+    made = httpx.post(f"{server.url}/jobs", json=body, headers={"Idempotency-Key": "one"}, timeout=20)
+    assert made.status_code == 201
+    place = f"{server.url}{made.headers['location']}"
+    wait_for(lambda: httpx.get(place, timeout=20).json()["state"] == "done", 30, "the job is done")
+    results = httpx.get(f"{place}/results", timeout=20).json()["results"]
+    assert [one["predictions"][0]["label"] for one in results] == ["parcel", "card"]
+    wait_for(
+        lambda: read_metrics(server.metrics_url).total("jouleserve_jobs_texts_total") == 2, 20, "the texts are counted"
+    )
+    again = httpx.post(f"{server.url}/jobs", json=body, headers={"Idempotency-Key": "one"}, timeout=20)
+    assert (again.status_code, again.json()["id"]) == (200, made.json()["id"])
+
+
 def test_a_dirty_hour_moves_standard_requests_for_the_dwell_time_and_no_strict_one(server: Served) -> None:
     """The recording alternates; a dirty hour (15 s) is shorter than the dwell (24 s), so that the dwell shows."""
     grid_file = server.log.parent / "run" / "grid.json"
@@ -258,18 +273,3 @@ def test_nothing_of_the_server_is_left_when_it_stops(server: Served) -> None:
 
 def _store_root(server: Served) -> Path:
     return Path(info(server).json()["store"])
-
-
-def test_a_job_is_computed_by_a_replica_and_counted(server: Served) -> None:
-    body = {"inputs": [["where is my parcel"], ["my card"]], "within_s": 600}
-    made = httpx.post(f"{server.url}/jobs", json=body, headers={"Idempotency-Key": "one"}, timeout=20)
-    assert made.status_code == 201
-    place = f"{server.url}{made.headers['location']}"
-    wait_for(lambda: httpx.get(place, timeout=20).json()["state"] == "done", 30, "the job is done")
-    results = httpx.get(f"{place}/results", timeout=20).json()["results"]
-    assert [one["predictions"][0]["label"] for one in results] == ["parcel", "card"]
-    wait_for(
-        lambda: read_metrics(server.metrics_url).total("jouleserve_jobs_texts_total") == 2, 20, "the texts are counted"
-    )
-    again = httpx.post(f"{server.url}/jobs", json=body, headers={"Idempotency-Key": "one"}, timeout=20)
-    assert (again.status_code, again.json()["id"]) == (200, made.json()["id"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -57,8 +56,8 @@ def test_a_replica_of_ray_logs_as_its_settings_say(monkeypatch: pytest.MonkeyPat
     levels: list[str] = []
     monkeypatch.setattr(deployment, "set_up_logging", levels.append)
     monkeypatch.setattr("server.lean_ray.in_replica", lambda: None)
-    monkeypatch.setattr("server.replica.Replica", lambda settings: None)
+    monkeypatch.setattr("server.replica.Replica", lambda settings, **_: None)
     ours = deployment._Ingress.__mro__[1]  # below what Serve makes of it
     settings = Settings.model_validate({"server": {"log_level": "error"}})
-    ours.__init__(SimpleNamespace(), settings.model_dump(mode="json"))
+    ours.__init__(object.__new__(ours), settings.model_dump(mode="json"))
     assert levels == ["error"]
