@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -43,9 +43,21 @@ class Back(BaseModel):
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
+_REFUSALS: Mapping[int | str, dict[str, Any]] = {
+    401: {"description": "No key of an administrator"},
+    403: {"description": "There are no administrators' keys, so nobody may"},
+    408: {"description": "The request took too long to arrive"},
+    409: {"description": "The settings changed meanwhile"},
+    413: {"description": "The body is too large"},
+    422: {"description": "A value is wrong; the field is named"},
+    429: {"description": "Too many requests"},
+    503: {"description": "The settings cannot be told or changed now"},
+}
+
+
 def admin_router(admin: Admin) -> APIRouter:
     """The routes."""
-    router = APIRouter(prefix="/admin")
+    router = APIRouter(prefix="/admin", responses=dict(_REFUSALS))
 
     @router.get("/tuning", summary="Settings in force that can change, with their version")
     async def show() -> Response:
