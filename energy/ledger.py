@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from energy.attribution import LOST_AT_RESTART, Attribution, largest_remainder
+from energy.attribution import LATE_RECORD, LOST_AT_RESTART, Attribution, largest_remainder
 from energy.carbon import CarbonBook
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 
@@ -116,7 +116,8 @@ class Ledger:
     avoided_uj: dict[str, int] = field(default_factory=dict)
     """Joules that were not spent, by reason; never subtracted from anything."""
     grams: dict[tuple[str, str, str], float] = field(default_factory=dict)
-    """gCO2e by scope (attributed, idle, overhead, other), model and variant; absent without an intensity."""
+    """gCO2e by scope, model and variant; absent without an intensity. All scopes are the service's (attributed, idle,
+    overhead, late_record) but `other`."""
     carbon: CarbonBook = field(default_factory=CarbonBook)
     """Grams that were saved, by mechanism."""
     request_energy: dict[tuple[str, str], EnergyHistogram] = field(default_factory=dict)
@@ -156,7 +157,8 @@ class Ledger:
             if grams_per_uj is not None:
                 self._emit((IDLE, "", ""), split.idle_uj * grams_per_uj)
                 self._emit((OVERHEAD, "", ""), split.overhead_uj * grams_per_uj)
-                self._emit((OTHER, "", ""), sum(split.other_uj.values()) * grams_per_uj)
+                for reason, amount_uj in split.other_uj.items():
+                    self._emit((LATE_RECORD if reason == LATE_RECORD else OTHER, "", ""), amount_uj * grams_per_uj)
                 for account, amount_uj in split.attributed_uj.items():
                     self._emit((ATTRIBUTED, account.model, account.variant), amount_uj * grams_per_uj)
         return loaded_uj

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helm.generate.panels import ANSWERED, GRAMS, MACHINE, PER_REQUEST, Board, Panel, Query, rate
+from helm.generate.panels import ANSWERED, GRAMS, MACHINE, OWN, PER_REQUEST, Board, Panel, Query, rate
 
 ATTRIBUTED = '{scope="attributed"}'
 """The grams of the same joules that requests owe: idling and other programs have their own."""
@@ -10,7 +10,8 @@ ATTRIBUTED = '{scope="attributed"}'
 CARBON = Board(
     "jouleserve-carbon",
     "JouleServe / Carbon",
-    "What answering emits and what shaping saves. Average, location-based intensity; grams include cooling (PUE).",
+    "What the service emits and what shaping saves. Average, location-based intensity; grams include cooling (PUE) and"
+    " the machine's idling, and leave out what other programs draw.",
     (
         (
             "Now",
@@ -102,9 +103,14 @@ CARBON = Board(
             (
                 Panel(
                     "Emitted, grams an hour",
-                    "By variant.",
+                    "Requests by variant, and idling and overhead that no request owes.",
                     "none",
-                    (Query(f"3600 * {rate('jouleserve_carbon_grams_total', ('variant',))}", "{{variant}}"),),
+                    (
+                        Query(
+                            f"3600 * {rate('jouleserve_carbon_grams_total', ('scope', 'variant'), OWN)}",
+                            "{{scope}} {{variant}}",
+                        ),
+                    ),
                     stacked=True,
                 ),
                 Panel(
@@ -129,7 +135,7 @@ CARBON = Board(
             (
                 Panel(
                     "SCI, operational",
-                    "gCO2e per request (ISO/IEC 21031: the operational part over the functional unit).",
+                    "gCO2e per request (ISO/IEC 21031: operational part, idling included, over the functional unit).",
                     "none",
                     (Query(f"{GRAMS} / {PER_REQUEST}", "g per request"),),
                 ),

@@ -127,6 +127,8 @@ def over(function: str, by: Sequence[str]) -> str:
     return f"{function} by ({', '.join(by)})" if by else function
 
 
-GRAMS = rate("jouleserve_carbon_grams_total")
+OWN = '{scope!="other"}'
+"""Grams of the service: its requests, overhead and the machine's idling; other programs have their own."""
+GRAMS = rate("jouleserve_carbon_grams_total", labels=OWN)
 PER_REQUEST = rate("jouleserve_requests_total", labels='{outcome=~"ok|cached"}')
 """Texts that got an answer, a second."""

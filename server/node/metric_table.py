@@ -52,7 +52,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_carbon_grams": (
         COUNTER,
         ("scope", "model", "variant"),
-        "gCO2e of the energy at the grid's average intensity of its time, cooling (PUE) included.",
+        "gCO2e of the energy at the grid's average intensity of its time, cooling (PUE) included. All scopes are the"
+        " service's (attributed, idle, overhead, late_record) but other, which other programs owe.",
     ),
     "jouleserve_carbon_saved_grams": (
         COUNTER,

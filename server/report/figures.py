@@ -99,7 +99,8 @@ class _Energy:
         self.idle = period.sum("jouleserve_idle_joules_total", lambda ls: ls["domain"] not in OVERLAPPING)
         self.attributed = period.sum("jouleserve_attributed_joules_total")
         self.overhead = unattributed.get(("overhead",), 0.0)
-        self.other = sum(joules for (reason,), joules in unattributed.items() if reason != "overhead")
+        self.late = unattributed.get(("late_record",), 0.0)
+        self.other = sum(unattributed.values()) - self.overhead - self.late
         self.loaded = period.sum("jouleserve_loaded_joules_total")
         self.answered = period.sum("jouleserve_requests_total", lambda labels: labels["outcome"] in ANSWERED)
         self.source = joined(source for (source,) in period.by("jouleserve_energy_joules_total", "source"))
@@ -109,8 +110,8 @@ class _Energy:
 
     @property
     def serving(self) -> float:
-        """What the service owes: its requests, its overhead and the machine's idling."""
-        return self.attributed + self.overhead + self.idle
+        """What the service owes: its requests, those whose record came late, its overhead and the machine's idling."""
+        return self.attributed + self.late + self.overhead + self.idle
 
     def figures(self) -> tuple[Figure, ...]:
         meter = f"meter ({self.source})"
@@ -119,6 +120,7 @@ class _Energy:
             ("owed by requests (dynamic)", self.attributed, f"{meter}, attribution", self.dynamic_band),
             ("idling", self.idle, f"{meter}, idle power", self.band),
             ("overhead of serving", self.overhead, f"{meter}, attribution", self.dynamic_band),
+            ("requests whose record came late", self.late, f"{meter}, attribution", self.dynamic_band),
             ("other: not the service's", self.other, f"{meter}, attribution", self.dynamic_band),
             ("the service: requests, idling, overhead", self.serving, meter, self.band),
             ("the service at the building's meter", self.serving * self.pue, f"{meter}, PUE {self.pue:.3g}", self.band),

@@ -83,6 +83,13 @@ def test_grams_take_the_intensity_of_their_window_and_none_without_one() -> None
     assert booked([(10**9, 0, 1, 1, 1, 0, None)]).grams == {}
 
 
+def test_grams_of_late_records_are_the_services_and_those_of_other_programs_are_not() -> None:
+    ledger = Ledger()
+    ledger.settle(attribute(Window([DomainEnergy(CPU, 3_600_000 * 10**6, 0)], 10, 7, {ALICE: 3}, 2)), 100.0)
+    by_scope = {scope: round(grams, 6) for (scope, _, _), grams in ledger.grams.items()}
+    assert by_scope == {"idle": 0, "attributed": 30, "late_record": 20, "overhead": 20, "other": 30}
+
+
 def test_the_request_energy_histogram_sums_to_the_attributed_energy() -> None:
     ledger = booked([(10_000, 100, 100, 80, 30, 20, None), (77_777, 100, 100, 80, 11, 22, None)])
     assert sum(h.sum_uj for h in ledger.request_energy.values()) == ledger.conservation().attributed_uj

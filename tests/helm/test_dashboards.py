@@ -61,6 +61,13 @@ def test_a_dashboard_explains_each_panel_and_asks_for_what_is_exposed(board: Boa
     assert asked <= exposed()
 
 
+def test_no_panel_charges_the_service_with_the_grams_of_other_programs() -> None:
+    asked = [query.expr for board in BOARDS.values() for query in board.queries()]
+    selectors = [one for expr in asked for one in re.findall(r"jouleserve_carbon_grams_total(\{[^}]*\})?", expr)]
+    assert selectors
+    assert set(selectors) <= {'{scope!="other"}', '{scope="attributed"}'}
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server in edge mode whose budget is nearly spent, so that it escalates, falls back, caches and saves."""

@@ -40,6 +40,7 @@ def test_the_energy_is_split_by_who_owes_it_and_overlapping_domains_count_once(t
         "owed by requests (dynamic)": pytest.approx(1.2),
         "idling": pytest.approx(1.6),
         "overhead of serving": pytest.approx(0.8),
+        "requests whose record came late": 0.0,
         "other: not the service's": pytest.approx(0.4),
         "the service: requests, idling, overhead": pytest.approx(3.6),
         "the service at the building's meter": pytest.approx(5.4),
