@@ -120,8 +120,8 @@ class Ledger:
     overhead, late_record) but `other`."""
     carbon: CarbonBook = field(default_factory=CarbonBook)
     """Grams that were saved, by mechanism."""
-    request_energy: dict[tuple[str, str], EnergyHistogram] = field(default_factory=dict)
-    """By model and variant."""
+    request_energy: dict[tuple[str, str, str], EnergyHistogram] = field(default_factory=dict)
+    """By model, variant and class."""
 
     def meter(self, advance_uj: Mapping[Domain, int]) -> None:
         """Add what the counters advanced by (`energy.meter.Meter.total_uj`, as a difference)."""
@@ -195,7 +195,7 @@ class Ledger:
         return total_uj
 
     def observe(self, account: Account, joules: float, count: int) -> None:
-        """Enter `count` requests of about `joules` each into the histogram of their variant."""
+        """Enter `count` requests of about `joules` each into the histogram of their variant and class."""
         self._histogram(account).counts[bisect_left(ENERGY_BOUNDS_JOULES, joules)] += count
 
     def avoid(self, reason: str, amount_uj: int, grams_per_kwh: float | None = None) -> None:
@@ -216,7 +216,7 @@ class Ledger:
         )
 
     def _histogram(self, account: Account) -> EnergyHistogram:
-        key = (account.model, account.variant)
+        key = (account.model, account.variant, account.quality)
         histogram = self.request_energy.get(key)
         if histogram is None:
             histogram = self.request_energy[key] = EnergyHistogram()
@@ -261,7 +261,7 @@ class Ledger:
                 avoided_uj={str(reason): _amount(uj) for reason, uj in tree["avoided_uj"].items()},
                 grams={(row[0], row[1], row[2]): float(row[3]) for row in tree["grams"]},
                 request_energy={
-                    (row[0], row[1]): EnergyHistogram(_counts(row[2]), _amount(row[3]))
+                    _histogram_key(row): EnergyHistogram(_counts(row[-2]), _amount(row[-1]))
                     for row in tree["request_energy"]
                 },
             )
@@ -289,6 +289,13 @@ def _domain(row: Any) -> Domain:
 
 def _by_account(rows: Any) -> dict[tuple[Account, str], int]:
     return {(Account(*row[:5]), str(row[5])): _amount(row[6]) for row in rows}
+
+
+def _histogram_key(row: Any) -> tuple[str, str, str]:
+    """Model, variant and class; files of releases that did not tell classes apart have none."""
+    model, variant, *classes = row[:-2]
+    (quality,) = classes or ("",)
+    return str(model), str(variant), str(quality)
 
 
 def _amount(value: Any) -> int:

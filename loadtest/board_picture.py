@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Series:
     name: str
     times_s: tuple[float, ...]
     values: tuple[float, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def ask(prometheus: str, panel: dict[str, Any], span: Span) -> list[Series]:
@@ -47,6 +48,7 @@ def ask(prometheus: str, panel: dict[str, Any], span: Span) -> list[Series]:
     found = []
     for target in panel.get("targets", ()):
         expression = target["expr"].replace("$__rate_interval", span.rate_interval)
+        expression = expression.replace("$__range", f"{math.ceil(span.end_s - span.start_s)}s")
         reply = httpx.get(
             f"{prometheus}/api/v1/query_range",
             params={"query": expression, "start": span.start_s, "end": span.end_s, "step": span.step_s},
@@ -57,7 +59,8 @@ def ask(prometheus: str, panel: dict[str, Any], span: Span) -> list[Series]:
             pairs = [(float(at), float(value)) for at, value in row["values"] if math.isfinite(float(value))]
             if pairs:
                 times, values = zip(*pairs, strict=True)
-                found.append(Series(legend(target.get("legendFormat", ""), row["metric"]), times, values))
+                name = legend(target.get("legendFormat", ""), row["metric"])
+                found.append(Series(name, times, values, row["metric"]))
     return found
 
 
@@ -133,22 +136,14 @@ def _panel(picture: Any, box: tuple[float, float, float, float], panel: dict[str
         picture.text(left + wide / 2, bottom + high * 0.36, text, fontsize=17, ha="center", color="#0b6b45")
         return
     axis = picture.add_axes((left + 0.042, bottom + 0.62 / height, wide - 0.055, high - 0.95 / height))
-    stacked = defaults.get("custom", {}).get("stacking", {}).get("mode") == "normal"
-    kinds = dict(zip((one.name for one in series), COLOURS * 4, strict=False))
-    if stacked and series:
-        times = sorted({at for one in series for at in one.times_s})
-        layers = [[dict(zip(one.times_s, one.values, strict=True)).get(at, 0.0) for at in times] for one in series]
-        axis.stackplot(
-            [at - span.start_s for at in times], layers, colors=[kinds[one.name] for one in series], alpha=0.85
-        )
-    for one in series if not stacked else ():
-        axis.plot([at - span.start_s for at in one.times_s], one.values, color=kinds[one.name], linewidth=1.3)
-    axis.set_xlim(0, span.end_s - span.start_s)
+    kinds = dict(zip(dict.fromkeys(one.name for one in series), COLOURS * 4, strict=False))
+    if panel["type"] == "barchart":
+        _bars(axis, panel, series, kinds)
+    else:
+        _curves(axis, defaults, series, kinds, span)
     low, top = axis.get_ylim()
     axis.set_ylim(min(0.0, low), top + 0.05 * (top - min(0.0, low)))
     axis.yaxis.set_major_formatter(lambda value, _: written(value))
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 60:.0f} min" if value else "0")
-    axis.xaxis.set_major_locator(_minutes())
     axis.tick_params(labelsize=6.5, colors="#55625b", length=2)
     axis.grid(axis="y", color="#e6ebe7", linewidth=0.6)
     for side in ("top", "right", "left"):
@@ -171,6 +166,35 @@ def _panel(picture: Any, box: tuple[float, float, float, float], panel: dict[str
         columnspacing=1.0,
         labelspacing=0.2,
     )
+
+
+def _bars(axis: Any, panel: dict[str, Any], series: Sequence[Series], kinds: Mapping[str, str]) -> None:
+    """The latest value of each series, in groups along the label that the panel's table has in its rows."""
+    across = next(one["options"]["rowField"] for one in panel["transformations"] if one["id"] == "groupingToMatrix")
+    places = sorted({float(one.labels[across]) for one in series})
+    wide = 0.8 / max(1, len(kinds))
+    for number, (name, colour) in enumerate(kinds.items()):
+        mine = [one for one in series if one.name == name]
+        at = [places.index(float(one.labels[across])) + (number - (len(kinds) - 1) / 2) * wide for one in mine]
+        axis.bar(at, [one.values[-1] for one in mine], wide, color=colour)
+    axis.set_xticks(range(len(places)), [f"{place:g}" for place in places])
+
+
+def _curves(
+    axis: Any, defaults: dict[str, Any], series: Sequence[Series], kinds: Mapping[str, str], span: Span
+) -> None:
+    stacked = defaults.get("custom", {}).get("stacking", {}).get("mode") == "normal"
+    if stacked and series:
+        times = sorted({at for one in series for at in one.times_s})
+        layers = [[dict(zip(one.times_s, one.values, strict=True)).get(at, 0.0) for at in times] for one in series]
+        axis.stackplot(
+            [at - span.start_s for at in times], layers, colors=[kinds[one.name] for one in series], alpha=0.85
+        )
+    for one in series if not stacked else ():
+        axis.plot([at - span.start_s for at in one.times_s], one.values, color=kinds[one.name], linewidth=1.3)
+    axis.set_xlim(0, span.end_s - span.start_s)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 60:.0f} min" if value else "0")
+    axis.xaxis.set_major_locator(_minutes())
 
 
 def _minutes() -> Any:

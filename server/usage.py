@@ -21,7 +21,17 @@ from pathlib import Path
 
 from energy.procfs import read_process_times
 from server.node import wire
-from server.node.wire import AVOIDED, COUNTERS, GAUGES, HISTOGRAMS, OUTCOMES, QUALITIES, RequestKey
+from server.node.wire import (
+    AVOIDED,
+    BATCH_BOUNDS,
+    COUNTERS,
+    GAUGES,
+    HISTOGRAMS,
+    OUTCOMES,
+    QUALITIES,
+    BatchKey,
+    RequestKey,
+)
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +60,7 @@ class Usage:
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._avoided_cpu_ns = dict.fromkeys(AVOIDED, 0)
         self._histograms = {name: wire.Histogram() for name in HISTOGRAMS}
+        self._batches: dict[BatchKey, wire.BatchTotals] = {}
         self._exemplars: dict[int, wire.Exemplar] = {}
         self._balance_ns = dict.fromkeys(AVOIDED, 0)
 
@@ -89,9 +100,9 @@ class Usage:
         if tokenize_ns is not None:
             self._observe("tokenize", tokenize_ns)
 
-    def batch(self, rows: int, tokens: int, padded_tokens: int, infer_ns: int) -> None:
-        """Record one run of the model: rows, their own tokens, tokens computed (rows x longest), its
-        duration.
+    def batch(self, variant: str, rows: int, tokens: int, padded_tokens: int, *, infer_ns: int, cpu_ns: int) -> None:
+        """Record one run of a variant's model: rows, their own tokens, tokens computed (rows x longest), its duration
+        and CPU time.
         """
         self.revision += 1
         counters = self._counters
@@ -102,6 +113,9 @@ class Usage:
         self._observe("batch_rows", rows)
         self._observe("batch_tokens", padded_tokens)
         self._observe("infer", infer_ns)
+        sized = self._sized(BatchKey(variant[:MAX_LABEL_CHARS], bisect_left(BATCH_BOUNDS, rows)))
+        sized.texts += rows
+        sized.cpu_ns += max(cpu_ns, 0)
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to one of `wire.COUNTERS`, for example `cache_hits`."""
@@ -120,10 +134,12 @@ class Usage:
             self._avoided_cpu_ns[reason] = balance
             self.revision += 1
 
-    def traced(self, trace_id: str, variant: str, total_ns: int, cpu_ns: int) -> None:
+    def traced(self, trace_id: str, variant: str, quality: str, total_ns: int, cpu_ns: int) -> None:
         """Remember a request whose trace was recorded, for the exemplars of the histograms: the newest of each bucket
         of the durations."""
-        exemplar = wire.Exemplar(trace_id, variant[:MAX_LABEL_CHARS], max(total_ns, 0), max(cpu_ns, 0), time.time())
+        exemplar = wire.Exemplar(
+            trace_id, variant[:MAX_LABEL_CHARS], quality, max(total_ns, 0), max(cpu_ns, 0), time.time()
+        )
         self._exemplars[bisect_left(wire.DURATION_BOUNDS_NS, total_ns)] = exemplar
 
     def snapshot(self) -> bytes:
@@ -140,6 +156,7 @@ class Usage:
                 avoided_cpu_ns=self._avoided_cpu_ns,
                 gauges=self.read_gauges(),
                 histograms=self._histograms,
+                batches=self._batches,
                 exemplars=tuple(self._exemplars.values()),
             )
         )
@@ -154,6 +171,12 @@ class Usage:
         histogram.total += value if value > 0 else 0
         index = bisect_left(HISTOGRAMS[name], value)
         histogram.buckets[index] = histogram.buckets.get(index, 0) + 1
+
+    def _sized(self, key: BatchKey) -> wire.BatchTotals:
+        """The row of a variant's batches of a size; past the limit, that of the variant `other`."""
+        if key not in self._batches and len(self._batches) >= MAX_KEYS:
+            key = key._replace(variant=OVERFLOW)
+        return self._batches.setdefault(key, wire.BatchTotals())
 
     def _add_key(self, key: RequestKey) -> wire.RequestTotals:
         """A new row of the table; past the limit, requests are counted under the variant `other`."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from helm.generate.panels import ANSWERED, MACHINE, PER_REQUEST, Board, Panel, Query, quantile, rate
+from helm.generate.panels import ANSWERED, MACHINE, PER_REQUEST, Bars, Board, Panel, Query, grown, quantile, rate
+
+PER_TEXT = "jouleserve_request_energy_joules"
+OWNER = ("variant", "class")
+SIZE = ("variant", "rows")
 
 ENERGY = Board(
     "jouleserve-energy",
@@ -47,13 +51,16 @@ ENERGY = Board(
             "Joules per request",
             (
                 Panel(
-                    "Median and 99th percentile by variant",
-                    "Dynamic joules of a request.",
+                    "Median by variant and class",
+                    "Dynamic joules of a request, cache hits among them; within the bounds of a bucket (1, 2, 5, …).",
                     "joule",
-                    (
-                        Query(quantile(0.5, "jouleserve_request_energy_joules", ("variant",)), "{{variant}} p50"),
-                        Query(quantile(0.99, "jouleserve_request_energy_joules", ("variant",)), "{{variant}} p99"),
-                    ),
+                    (Query(quantile(0.5, PER_TEXT, OWNER), "{{variant}} {{class}}"),),
+                ),
+                Panel(
+                    "99th percentile by variant and class",
+                    "Dynamic joules that one request in a hundred exceeds.",
+                    "joule",
+                    (Query(quantile(0.99, PER_TEXT, OWNER), "{{variant}} {{class}}"),),
                 ),
                 Panel(
                     "Mean by variant and class",
@@ -61,11 +68,31 @@ ENERGY = Board(
                     "joule",
                     (
                         Query(
-                            f"{rate('jouleserve_attributed_joules_total', ('variant', 'class'), ANSWERED)}"
-                            f" / ({rate('jouleserve_requests_total', ('variant', 'class'), ANSWERED)} > 0)",
+                            f"{rate('jouleserve_attributed_joules_total', OWNER, ANSWERED)}"
+                            f" / ({rate('jouleserve_requests_total', OWNER, ANSWERED)} > 0)",
                             "{{variant}} {{class}}",
                         ),
                     ),
+                ),
+            ),
+        ),
+        (
+            "Batching, idling and what was avoided",
+            (
+                Panel(
+                    "Joules a text by batch size",
+                    "What running the model cost a text in batches of 1, 2, up to 4, 8, 16, … texts, over all the time"
+                    " shown: CPU time at the joules of a CPU-second now. Bigger is cheaper until padding eats it.",
+                    "joule",
+                    (
+                        Query(
+                            f"{grown('jouleserve_batch_cpu_seconds_total', SIZE)}"
+                            f" / ({grown('jouleserve_batch_texts_total', SIZE)} > 0)"
+                            " * scalar(avg(jouleserve_dynamic_joules_per_cpu_second))",
+                            "{{variant}}",
+                        ),
+                    ),
+                    bars=Bars("rows", "variant"),
                 ),
                 Panel(
                     "Dynamic and fully loaded",
@@ -74,27 +101,6 @@ ENERGY = Board(
                     (
                         Query(f"{rate('jouleserve_attributed_joules_total')} / {PER_REQUEST}", "dynamic"),
                         Query(f"{rate('jouleserve_loaded_joules_total')} / {PER_REQUEST}", "fully loaded"),
-                    ),
-                ),
-            ),
-        ),
-        (
-            "Batching and what was avoided",
-            (
-                Panel(
-                    "Joules per request beside batch size",
-                    "Bigger batches cost less a text, until padding eats it: compare the curves.",
-                    "short",
-                    (
-                        Query(
-                            f"1000 * {rate('jouleserve_request_energy_joules_sum')}"
-                            f" / {rate('jouleserve_request_energy_joules_count')}",
-                            "millijoules per request",
-                        ),
-                        Query(
-                            f"{rate('jouleserve_batch_rows_sum')} / {rate('jouleserve_batch_rows_count')}",
-                            "texts per batch",
-                        ),
                     ),
                 ),
                 Panel(

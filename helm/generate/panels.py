@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import barchart, common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import (
     LegendDisplayMode,
@@ -16,7 +16,8 @@ from grafana_foundation_sdk.models.common import (
     TimeZoneBrowser,
     TooltipDisplayMode,
 )
-from grafana_foundation_sdk.models.dashboard import DataSourceRef
+from grafana_foundation_sdk.models.dashboard import DataSourceRef, DataTransformerConfig
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 COLUMNS = 24
@@ -36,8 +37,17 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """Which labels of a query's answer a bar chart stands on: groups of bars along `across` (whole numbers), one bar
+    in each for every value of `beside`."""
+
+    across: str
+    beside: str
+
+
+@dataclass(frozen=True)
 class Panel:
-    """Curves over time, or (`single`) the latest value of each query in large print."""
+    """Curves over time, or the latest value of each query: in large print (`single`), or of its one query as `bars`."""
 
     title: str
     text: str
@@ -45,6 +55,7 @@ class Panel:
     queries: tuple[Query, ...]
     single: bool = False
     stacked: bool = False
+    bars: Bars | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +93,14 @@ def to_json(board: Board) -> str:
 
 
 def _panel(panel: Panel, width: int) -> Any:
-    made: Any = _single() if panel.single else _curves(panel.stacked)
+    latest = panel.single or panel.bars is not None
+    made: Any = _single() if panel.single else _bars(panel.bars) if panel.bars else _curves(panel.stacked)
     made = made.title(panel.title).description(panel.text).unit(panel.unit).datasource(SOURCE)
     for letter, query in zip(ascii_uppercase, panel.queries, strict=False):
         target = prometheus.Dataquery().ref_id(letter).expr(query.expr).legend_format(query.legend).datasource(SOURCE)
-        made = made.with_target(target.instant() if panel.single else target.range())
+        if panel.bars:
+            target = target.format(PromQueryFormat.TABLE)
+        made = made.with_target(target.instant() if latest else target.range())
     return made.span(width).height(HEIGHT // 2 if panel.single else HEIGHT)
 
 
@@ -94,16 +108,37 @@ def _single() -> Any:
     return stat.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
 
 
-def _curves(stacked: bool) -> Any:
-    legend = (
+def _bars(bars: Bars) -> Any:
+    """The answer as a table, its rows in the order of the numbers; words again then, as the axis takes no others."""
+    steps: tuple[tuple[str, dict[str, object]], ...] = (
+        ("convertFieldType", _converted(bars.across, "number")),
+        ("sortBy", {"fields": {}, "sort": [{"field": bars.across}]}),
+        ("convertFieldType", _converted(bars.across, "string")),
+        ("groupingToMatrix", {"rowField": bars.across, "columnField": bars.beside, "valueField": "Value"}),
+    )
+    made = barchart.Panel().legend(_legend()).x_field(f"{bars.across}\\{bars.beside}").axis_label(bars.across).min(0)
+    for name, options in steps:
+        made = made.with_transformation(DataTransformerConfig(id_val=name, options=options))
+    return made
+
+
+def _converted(field: str, to: str) -> dict[str, object]:
+    return {"fields": {}, "conversions": [{"targetField": field, "destinationType": to}]}
+
+
+def _legend() -> Any:
+    return (
         common.VizLegendOptions()
         .display_mode(LegendDisplayMode.LIST)
         .placement(LegendPlacement.BOTTOM)
         .show_legend(True)
     )
+
+
+def _curves(stacked: bool) -> Any:
     made = (
         timeseries.Panel()
-        .legend(legend)
+        .legend(_legend())
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
         .min(0)
         .line_width(1)
@@ -115,6 +150,11 @@ def _curves(stacked: bool) -> Any:
 def rate(metric: str, by: Sequence[str] = (), labels: str = "") -> str:
     """Increase a second of a counter, added up over machines by the labels in `by`."""
     return f"{over('sum', by)} (rate({metric}{labels}[$__rate_interval]))"
+
+
+def grown(metric: str, by: Sequence[str] = ()) -> str:
+    """Increase of a counter in all the time that the dashboard shows, added up over machines."""
+    return f"{over('sum', by)} (increase({metric}[$__range]))"
 
 
 def quantile(share: float, histogram: str, by: Sequence[str] = (), labels: str = "") -> str:

@@ -126,15 +126,15 @@ class Replies:
             raise
         headers = answer_headers(self.tell(answers, family))
         if trace is not None:
-            self.trace_answered(trace, answers)
+            self.trace_answered(trace, answers, quality)
             headers.append(trace.answered(answers))
         return Reply(200, render_predictions(request, answers, family.manifest), headers)
 
-    def trace_answered(self, trace: RequestTrace, answers: list[Answer]) -> None:
+    def trace_answered(self, trace: RequestTrace, answers: list[Answer], quality: QualityClass) -> None:
         """Let the metrics point to a recorded trace."""
         if (trace_id := trace.recorded_id) is not None:
             cpu_ns = sum(answer.cpu_ns for answer in answers)
-            self._usage.traced(trace_id, answers[0].variant, trace.elapsed_ns, cpu_ns)
+            self._usage.traced(trace_id, answers[0].variant, quality, trace.elapsed_ns, cpu_ns)
 
     def tell(self, answers: list[Answer], family: Family) -> Told:
         """What to say of the answers of one request."""

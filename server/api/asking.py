@@ -67,6 +67,6 @@ async def ask(
             client.tell_trace(trace.failed(error)[1])
         raise
     if trace is not None:
-        replies.trace_answered(trace, answers)
+        replies.trace_answered(trace, answers, quality)
         client.tell_trace(trace.answered(answers)[1])
     return Answered(answers, family, replies.tell(answers, family))

@@ -425,7 +425,14 @@ class Engine:
 
     def _record_batch(self, record: BatchRecord) -> None:
         usage = self._usage
-        usage.batch(record.rows, record.tokens, record.padded_tokens, record.infer_ns)
+        usage.batch(
+            record.variant,
+            record.rows,
+            record.tokens,
+            record.padded_tokens,
+            infer_ns=record.infer_ns,
+            cpu_ns=record.cpu_ns,
+        )
         if saved_ns := self._batching.saved_ns(record.rows, record.cpu_ns, record.alone_ns):
             usage.avoided("batching", saved_ns)
 

@@ -42,8 +42,8 @@ class UsageSink(Protocol):
     ) -> None:
         """One text ended with `outcome`, owing `cpu_ns` of CPU time."""
 
-    def batch(self, rows: int, tokens: int, padded_tokens: int, infer_ns: int) -> None:
-        """One run of the runtime ended."""
+    def batch(self, variant: str, rows: int, tokens: int, padded_tokens: int, *, infer_ns: int, cpu_ns: int) -> None:
+        """One run of a variant's model ended."""
 
     def count(self, name: str, amount: int = 1) -> None:
         """Count `cache_hits`, `cache_misses`, `escalations`, `spike_overrides` or `latency_guarded`."""
@@ -51,5 +51,5 @@ class UsageSink(Protocol):
     def avoided(self, reason: str, cpu_ns: int) -> None:
         """CPU time that was not spent thanks to `reason` (`cache`, `batching`, `fallback`, `quantized`)."""
 
-    def traced(self, trace_id: str, variant: str, total_ns: int, cpu_ns: int) -> None:
+    def traced(self, trace_id: str, variant: str, quality: str, total_ns: int, cpu_ns: int) -> None:
         """A request was answered whose trace was recorded."""

@@ -40,8 +40,9 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "jouleserve_request_energy_joules": (
         HISTOGRAM,
-        ("model", "variant"),
-        "Dynamic energy of a request.",
+        ("model", "variant", "class"),
+        "Dynamic energy of a request, by what answered it. 25 series each (23 buckets, sum, count): with three variants"
+        " and the three classes at most 225.",
     ),
     "jouleserve_energy_avoided_joules": (
         COUNTER,
@@ -131,6 +132,17 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_request_duration_seconds": (HISTOGRAM, ("phase",), "Time by phase; infer is per batch."),
     "jouleserve_batch_rows": (HISTOGRAM, (), "Texts in a batch."),
     "jouleserve_batch_tokens": (HISTOGRAM, (), "Tokens computed in a batch, padding included."),
+    "jouleserve_batch_texts": (
+        COUNTER,
+        ("variant", "rows"),
+        "Texts that were computed, by the size of their batch: `rows` is 1, 2, or up to 4, 8, 16, …",
+    ),
+    "jouleserve_batch_cpu_seconds": (
+        COUNTER,
+        ("variant", "rows"),
+        "CPU time of running those batches, tokenizing left out. Over the texts and times"
+        " `jouleserve_dynamic_joules_per_cpu_second` it is what a text costs at a batch size.",
+    ),
     "jouleserve_batch_real_tokens": (COUNTER, (), "Tokens of the texts themselves."),
     "jouleserve_padding_share_ratio": (GAUGE, (), "Padding among the tokens computed so far."),
     "jouleserve_shed_requests": (COUNTER, ("class",), "Texts refused because the queue was full."),

@@ -22,7 +22,7 @@ from server.node.metric_table import COUNTER, GAUGE, METRICS
 from server.node.model_file import CompileCost
 from server.node.startup import StartUp
 from server.node.totals import ServingTotals
-from server.node.wire import FAILURES, HISTOGRAMS, PHASES, QUALITIES, Exemplar, Histogram
+from server.node.wire import BATCH_BOUNDS, FAILURES, HISTOGRAMS, PHASES, QUALITIES, Exemplar, Histogram
 
 _COUNTED = ("cache_hits", "cache_misses", "cache_l2_hits", "cache_l2_misses", "cache_l2_errors", "escalations")
 
@@ -112,11 +112,12 @@ class NodeCollector(Collector):
         family = families["jouleserve_request_energy_joules"]
         assert isinstance(family, HistogramMetricFamily)
         rate = self._books.joules_per_cpu_second or 0.0
-        for pair, histogram in ledger.request_energy.items():
-            traced = [(rate * _seconds(e.cpu_ns), e) for e in self._books.exemplars if e.variant == pair[1]]
+        for kind, histogram in ledger.request_energy.items():
+            mine = [one for one in self._books.exemplars if (one.variant, one.quality) == kind[1:]]
+            traced = [(rate * _seconds(one.cpu_ns), one) for one in mine]
             buckets = _cumulative([str(bound) for bound in ENERGY_BOUNDS_JOULES], histogram.counts)
             shown = _with_exemplars(buckets, ENERGY_BOUNDS_JOULES, traced)
-            family.add_metric(list(pair), shown, _joules(histogram.sum_uj))
+            family.add_metric(list(kind), shown, _joules(histogram.sum_uj))
 
     def _loaded(self, families: dict[str, Metric]) -> None:
         ledger = self._books.ledger
@@ -182,6 +183,10 @@ class NodeCollector(Collector):
         for name in ("batch_rows", "batch_tokens"):
             if histogram := totals.histograms.get(name):
                 _add_histogram(families, f"jouleserve_{name}", name, histogram)
+        for key, batches in totals.batches.items():
+            size = (key.variant, str(BATCH_BOUNDS[key.size]) if key.size < len(BATCH_BOUNDS) else "+Inf")
+            _add(families, "jouleserve_batch_texts", batches.texts, *size)
+            _add(families, "jouleserve_batch_cpu_seconds", _seconds(batches.cpu_ns), *size)
         counters = totals.counters
         for name in _COUNTED:
             _add(families, f"jouleserve_{name}", counters.get(name, 0))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from energy.ledger import Account
-from server.node.wire import Histogram, RequestKey, RequestTotals, Snapshot
+from server.node.wire import BatchKey, BatchTotals, Histogram, RequestKey, RequestTotals, Snapshot
 
 VERSION = 1
 
@@ -25,6 +25,7 @@ class Increase:
     counters: Mapping[str, int]
     avoided_cpu_ns: Mapping[str, int]
     histograms: Mapping[str, Histogram]
+    batches: Mapping[BatchKey, BatchTotals]
 
     @property
     def cpu_ns(self) -> int:
@@ -52,6 +53,7 @@ def increase(new: Snapshot, old: Snapshot | None) -> Increase:
         counters=_subtract(new.counters, old.counters if old else {}),
         avoided_cpu_ns=_subtract(new.avoided_cpu_ns, old.avoided_cpu_ns if old else {}),
         histograms={name: value for name, value in histograms.items() if value.count},
+        batches={key: _batches(value, old.batches.get(key) if old else None) for key, value in new.batches.items()},
     )
 
 
@@ -73,6 +75,12 @@ def _histogram(new: Histogram, old: Histogram | None) -> Histogram:
     return Histogram(max(new.count - old.count, 0), max(new.total - old.total, 0), _subtract(new.buckets, old.buckets))
 
 
+def _batches(new: BatchTotals, old: BatchTotals | None) -> BatchTotals:
+    if old is None:
+        return new
+    return BatchTotals(max(new.texts - old.texts, 0), max(new.cpu_ns - old.cpu_ns, 0))
+
+
 @dataclass
 class ServingTotals:
     """Cumulative figures of all replicas that ever reported."""
@@ -80,6 +88,7 @@ class ServingTotals:
     requests: dict[Account, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    batches: dict[BatchKey, BatchTotals] = field(default_factory=dict)
     late_records: int = 0
     """Windows closed without a live replica's record."""
     bad_records: int = 0
@@ -103,6 +112,10 @@ class ServingTotals:
             mine.total += histogram.total
             for index, count in histogram.buckets.items():
                 mine.buckets[index] = mine.buckets.get(index, 0) + count
+        for size, batches in change.batches.items():
+            sized = self.batches.setdefault(size, BatchTotals())
+            sized.texts += batches.texts
+            sized.cpu_ns += batches.cpu_ns
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain lists and maps."""
@@ -111,6 +124,7 @@ class ServingTotals:
             "requests": [[*account, count] for account, count in self.requests.items()],
             "counters": self.counters,
             "histograms": {name: [h.count, h.total, list(h.buckets.items())] for name, h in self.histograms.items()},
+            "batches": [[*key, b.texts, b.cpu_ns] for key, b in self.batches.items()],
             "late_records": self.late_records,
             "bad_records": self.bad_records,
             "unmeasured_cpu_ns": self.unmeasured_cpu_ns,
@@ -129,6 +143,11 @@ class ServingTotals:
                 histograms={
                     str(name): Histogram(int(count), int(total), {int(i): int(n) for i, n in buckets})
                     for name, (count, total, buckets) in tree["histograms"].items()
+                },
+                # Absent in files of releases that did not keep them.
+                batches={
+                    BatchKey(str(variant), int(size)): BatchTotals(int(texts), int(cpu_ns))
+                    for variant, size, texts, cpu_ns in tree.get("batches", [])
                 },
                 late_records=int(tree["late_records"]),
                 bad_records=int(tree["bad_records"]),

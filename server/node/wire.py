@@ -121,6 +121,21 @@ class RequestTotals:
     """Requests by `cpu_bucket` of their CPU time."""
 
 
+class BatchKey(NamedTuple):
+    """What a run's figures are kept apart by; `size` is an index into `BATCH_BOUNDS`, one past them for more."""
+
+    variant: str
+    size: int
+
+
+@dataclass(slots=True)
+class BatchTotals:
+    """Cumulative figures of one key: texts in the batches, and what running them took."""
+
+    texts: int = 0
+    cpu_ns: int = 0
+
+
 @dataclass(slots=True)
 class Histogram:
     """Cumulative figures of one histogram; `buckets` holds counts by index into the bounds, last = above
@@ -137,6 +152,7 @@ class Exemplar(NamedTuple):
 
     trace_id: str
     variant: str
+    quality: str
     total_ns: int
     cpu_ns: int
     time_s: float
@@ -156,6 +172,7 @@ class Snapshot:
     avoided_cpu_ns: dict[str, int]
     gauges: dict[str, float]
     histograms: dict[str, Histogram]
+    batches: dict[BatchKey, BatchTotals] = field(default_factory=dict)
     exemplars: tuple[Exemplar, ...] = ()
     """Of the requests whose trace was recorded; at most one a bucket of their duration."""
 
@@ -258,6 +275,7 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
             "avoid": {name: value for name, value in snapshot.avoided_cpu_ns.items() if value},
             "gauge": snapshot.gauges,
             "hist": {n: [h.count, h.total, h.buckets] for n, h in snapshot.histograms.items() if h.count},
+            "bat": [[*key, b.texts, b.cpu_ns] for key, b in snapshot.batches.items()],
             **({"ex": [list(exemplar) for exemplar in snapshot.exemplars]} if snapshot.exemplars else {}),
         }
     )
@@ -282,7 +300,11 @@ def decode_snapshot(data: bytes) -> Snapshot:
                 for name, (count, total, buckets) in tree["hist"].items()
                 if name in HISTOGRAMS
             },
-            exemplars=tuple(_exemplar(row) for row in tree.get("ex", [])[:MAX_EXEMPLARS]),
+            batches=dict(_batch(row) for row in tree.get("bat", [])),
+            # What a release before this one kept names no class: it points to a trace and counts nothing.
+            exemplars=tuple(
+                _exemplar(row) for row in tree.get("ex", [])[:MAX_EXEMPLARS] if len(row) == len(Exemplar._fields)
+            ),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, WireError):
@@ -298,11 +320,21 @@ def _request(row: Any) -> tuple[RequestKey, RequestTotals]:
     return key, RequestTotals(_count(count, "count"), _count(cpu_ns, "cpu_ns"), _buckets(buckets, "req"))
 
 
+def _batch(row: Any) -> tuple[BatchKey, BatchTotals]:
+    variant, size, texts, cpu_ns = row
+    if not 0 <= _count(size, "bat") <= len(BATCH_BOUNDS):
+        raise WireError(f"bat: size {size!r} is not one of ours")
+    return BatchKey(_text(variant, "variant"), size), BatchTotals(_count(texts, "bat"), _count(cpu_ns, "bat"))
+
+
 def _exemplar(row: Any) -> Exemplar:
-    trace_id, variant, total_ns, cpu_ns, time_s = row
+    trace_id, variant, quality, total_ns, cpu_ns, time_s = row
     if not isinstance(trace_id, str) or not _TRACE_ID.fullmatch(trace_id):
         raise WireError("ex: no trace id of 32 hexadecimal digits")
-    return Exemplar(trace_id, _text(variant, "variant"), _count(total_ns, "ex"), _count(cpu_ns, "ex"), float(time_s))
+    if quality not in QUALITIES:
+        raise WireError(f"ex: class {quality!r} is not known")
+    durations = _count(total_ns, "ex"), _count(cpu_ns, "ex")
+    return Exemplar(trace_id, _text(variant, "variant"), quality, *durations, float(time_s))
 
 
 def _counts(tree: Mapping[str, Any], known: Iterable[str], where: str) -> dict[str, int]:

@@ -93,7 +93,7 @@ def test_grams_of_late_records_are_the_services_and_those_of_other_programs_are_
 def test_the_request_energy_histogram_sums_to_the_attributed_energy() -> None:
     ledger = booked([(10_000, 100, 100, 80, 30, 20, None), (77_777, 100, 100, 80, 11, 22, None)])
     assert sum(h.sum_uj for h in ledger.request_energy.values()) == ledger.conservation().attributed_uj
-    counts = ledger.request_energy["intents", "lite"].counts
+    counts = ledger.request_energy["intents", "lite", "eco"].counts
     assert counts[bisect_left(ENERGY_BOUNDS_JOULES, 0.01)] == 2
     assert sum(counts) == 4
 
@@ -103,6 +103,14 @@ def test_the_histogram_covers_a_tenth_of_a_millijoule_to_a_kilojoule() -> None:
     assert list(ENERGY_BOUNDS_JOULES) == sorted(ENERGY_BOUNDS_JOULES)
 
 
+def test_requests_of_a_release_that_did_not_tell_classes_apart_stay_in_the_histogram() -> None:
+    tree = booked([(10_000, 100, 100, 80, 30, 20, None)]).to_json()
+    tree["request_energy"] = [[model, variant, *rest] for model, variant, _, *rest in tree["request_energy"]]
+    found = Ledger.from_json(tree).request_energy
+    assert set(found) == {("intents", "full", ""), ("intents", "lite", "")}
+    assert sum(found["intents", "lite", ""].counts) == 2
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -110,7 +118,8 @@ def test_the_histogram_covers_a_tenth_of_a_millijoule_to_a_kilojoule() -> None:
         {"overhead_uj": -1},
         {"idle_uj": [["package"]]},
         {"other_uj": None},
-        {"request_energy": [["m", "v", [1, 2], 3]]},
+        {"request_energy": [["m", "v", "c", [1, 2], 3]]},
+        {"request_energy": [["m", "v", "c", "d", [0] * 23, 3]]},
         {"attributed_uj": [["m", "v", "p", "q", "o", "rapl", 1.5]]},
     ],
 )

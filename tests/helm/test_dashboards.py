@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from helm.generate.boards import BOARDS
-from helm.generate.panels import Board, to_json
+from helm.generate.panels import Board, Query, to_json
 from loadtest.client import Question
 from loadtest.served import Served, free_port, serve
 from loadtest.standing import load
@@ -57,6 +57,12 @@ def test_a_dashboard_explains_each_panel_and_asks_for_what_is_exposed(board: Boa
             letters = [target["refId"] for target in panel["targets"]]
             assert len(set(letters)) == len(letters)
             assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+        if panel["type"] == "barchart":
+            steps = [one["id"] for one in panel["transformations"]]
+            assert steps == ["convertFieldType", "sortBy", "convertFieldType", "groupingToMatrix"]
+            matrix = panel["transformations"][-1]["options"]
+            assert panel["options"]["xField"] == f"{matrix['rowField']}\\{matrix['columnField']}"
+            assert [target["format"] for target in panel["targets"]] == ["table"]
     asked = {name for query in board.queries() for name in re.findall(r"jouleserve_[a-z0-9_]+", query.expr)}
     assert asked <= exposed()
 
@@ -140,6 +146,11 @@ def ask(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[As
         process.wait(20)
 
 
+def shown(query: Query) -> str:
+    """The expression as Grafana would send it."""
+    return query.expr.replace("$__rate_interval", "10s").replace("$__range", "10s")
+
+
 def has_data(found: list[dict[str, Any]]) -> bool:
     return any(math.isfinite(float(one["value"][1])) for one in found)
 
@@ -147,13 +158,24 @@ def has_data(found: list[dict[str, Any]]) -> bool:
 @needs_prometheus
 @pytest.mark.served
 def test_every_expression_of_the_dashboards_returns_data(ask: Ask) -> None:
-    silent = [
-        query.expr
-        for board in BOARDS.values()
-        for query in board.queries()
-        if not has_data(ask(query.expr.replace("$__rate_interval", "10s")))
-    ]
+    silent = [query.expr for board in BOARDS.values() for query in board.queries() if not has_data(ask(shown(query)))]
     assert silent == []
+
+
+@needs_prometheus
+@pytest.mark.served
+def test_bars_have_a_number_to_stand_at_and_joules_at_several_sizes_of_batches(ask: Ask) -> None:
+    panels = [panel for board in BOARDS.values() for _, row in board.rows for panel in row if panel.bars]
+    assert panels
+    for panel in panels:
+        (query,) = panel.queries
+        found = ask(shown(query))
+        assert panel.bars is not None
+        assert len({one["metric"][panel.bars.across] for one in found}) > 1
+        for one in found:
+            assert set(one["metric"]) == {panel.bars.across, panel.bars.beside}
+            assert int(one["metric"][panel.bars.across]) > 0
+            assert float(one["value"][1]) > 0
 
 
 @needs_prometheus

@@ -95,6 +95,21 @@ def test_a_dashboard_is_drawn_as_far_as_was_asked_for(tmp_path: Path) -> None:
     assert green > 100  # the line is there, not hidden behind its card
 
 
+def test_bars_stand_in_the_order_of_their_numbers_with_the_latest_value(tmp_path: Path) -> None:
+    bars = panel("barchart", 0, "joule")
+    bars["transformations"] = [{"id": "groupingToMatrix", "options": {"rowField": "rows", "columnField": "domain"}}]
+    (tmp_path / "b.json").write_text(json.dumps({"title": "B", "panels": [bars]}))
+    heights = {"16": 1, "2": 9, "1": 5}
+    rows = [{"metric": {"domain": "a", "rows": n}, "values": [[1000, "0"], [1060, str(h)]]} for n, h in heights.items()]
+    with answering(rows) as (url, _):
+        draw(tmp_path / "b.json", url, SPAN, tmp_path / "b.png")
+    pixels = np.asarray(Image.open(tmp_path / "b.png").convert("RGB")).astype(int)
+    green = abs(pixels - (0x0B, 0x7A, 0x4F)).sum(axis=2) < 30
+    third = green.shape[1] // 3
+    tall = [int(green[:, n * third : (n + 1) * third].sum(axis=0).max()) for n in range(3)]
+    assert tall[1] > tall[0] > tall[2] > 0
+
+
 def test_without_data_the_picture_says_so_instead_of_failing(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps({"title": "B", "panels": [panel("timeseries", 0), panel("stat", 8)]}))
     with answering([]) as (url, _):

@@ -364,6 +364,6 @@ async def test_the_figures_point_to_recorded_traces_alone(family: Family) -> Non
         await ask(client, SAMPLED)
         await ask(client, SAMPLED.removesuffix("01") + "00")
     tracer.close()
-    ((trace_id, variant, total_ns, cpu_ns),) = running.usage.traces
-    assert (trace_id, variant) == (TRACE_ID, "full")
+    ((trace_id, variant, quality, total_ns, cpu_ns),) = running.usage.traces
+    assert (trace_id, variant, quality) == (TRACE_ID, "full", "standard")
     assert total_ns > cpu_ns > 0

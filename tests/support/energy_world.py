@@ -155,7 +155,7 @@ class World:
                 usage.request(variant, point, quality, rng.choice(COMPUTED), cost_ns)
             replica.spent_ns += cost_ns
             self.sent += 1
-        usage.batch(rows, sum(lengths), padded, 1_000_000)
+        usage.batch(variant, rows, sum(lengths), padded, infer_ns=1_000_000, cpu_ns=1_000_000)
 
     def _draw(self, busy_s: float) -> None:
         for domain in DOMAINS:

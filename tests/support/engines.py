@@ -34,7 +34,7 @@ class RecordingUsage:
     batches: list[tuple[int, int, int]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     avoided_ns: Counter[str] = field(default_factory=Counter)
-    traces: list[tuple[str, str, int, int]] = field(default_factory=list)
+    traces: list[tuple[str, str, str, int, int]] = field(default_factory=list)
 
     def request(
         self, variant: str, point: str, quality: str, outcome: str, cpu_ns: int, **durations: int | None
@@ -43,7 +43,7 @@ class RecordingUsage:
         kept = {"variant": variant, "point": point, "quality": quality, "outcome": outcome, "cpu_ns": cpu_ns}
         self.requests.append({**kept, **durations})
 
-    def batch(self, rows: int, tokens: int, padded_tokens: int, infer_ns: int) -> None:
+    def batch(self, variant: str, rows: int, tokens: int, padded_tokens: int, *, infer_ns: int, cpu_ns: int) -> None:
         """Keep it."""
         self.batches.append((rows, tokens, padded_tokens))
 
@@ -55,9 +55,9 @@ class RecordingUsage:
         """Keep it."""
         self.avoided_ns[reason] += cpu_ns
 
-    def traced(self, trace_id: str, variant: str, total_ns: int, cpu_ns: int) -> None:
+    def traced(self, trace_id: str, variant: str, quality: str, total_ns: int, cpu_ns: int) -> None:
         """Keep it."""
-        self.traces.append((trace_id, variant, total_ns, cpu_ns))
+        self.traces.append((trace_id, variant, quality, total_ns, cpu_ns))
 
     @property
     def outcomes(self) -> Counter[str]:

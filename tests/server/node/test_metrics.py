@@ -41,9 +41,9 @@ def books(grid: GridState | None = GRID) -> Books:
     usage = Usage("intents")
     usage.request("full", "full", "standard", "ok", 5_000_000, total_ns=4_000_000, queue_ns=100, tokenize_ns=200)
     usage.request("full", "cascade", "standard", "ok", 5_000_000)
-    usage.traced(TRACE, "full", 4_000_000, 1_200_000)
+    usage.traced(TRACE, "full", "standard", 4_000_000, 1_200_000)
     usage.request("", "", "eco", "shed", 1000)
-    usage.batch(2, 30, 40, 3_000_000)
+    usage.batch("full", 3, 30, 40, infer_ns=3_000_000, cpu_ns=2_400_000)
     state = NodeState()
     snapshot = decode_snapshot(usage.snapshot())
     state.totals.add(increase(snapshot, None))
@@ -127,10 +127,14 @@ def test_the_figures_are_joules_seconds_and_ratios() -> None:
     assert found["jouleserve_unattributed_joules_total", (("reason", "late_record"),)] == 0.25
     assert found["jouleserve_unattributed_joules_total", (("reason", "other_processes"),)] == 0.5
     assert found["jouleserve_energy_conservation_error_ratio", ()] == 0.0
-    variant = (("model", "intents"), ("variant", "full"))
-    assert found["jouleserve_request_energy_joules_sum", variant] == 0.5
-    assert found["jouleserve_request_energy_joules_bucket", (("le", "0.005"), *variant)] == 2
-    assert found["jouleserve_request_energy_joules_bucket", (("le", "0.002"), *variant)] == 0
+    owner = ("class", "standard"), ("model", "intents"), ("variant", "full")
+    assert found["jouleserve_request_energy_joules_sum", owner] == 0.5
+    for top, count in (("0.005", 2), ("0.002", 0)):
+        labels = tuple(sorted((*owner, ("le", top))))
+        assert found["jouleserve_request_energy_joules_bucket", labels] == count
+    upto4 = (("rows", "4"), ("variant", "full"))
+    assert found["jouleserve_batch_texts_total", upto4] == 3
+    assert found["jouleserve_batch_cpu_seconds_total", upto4] == 0.0024
     assert found["jouleserve_request_duration_seconds_sum", (("phase", "infer"),)] == 0.003
     assert found["jouleserve_request_duration_seconds_bucket", (("le", "0.005"), ("phase", "total"))] == 1
     assert found["jouleserve_padding_share_ratio", ()] == 0.25

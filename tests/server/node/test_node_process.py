@@ -46,7 +46,7 @@ async def main():
             while time.thread_time_ns() - begin < 2_000_000:
                 pass
             usage.request("full", "full", "standard", "ok", time.thread_time_ns() - begin, total_ns=2_000_000)
-            usage.batch(1, 10, 10, 2_000_000)
+            usage.batch("full", 1, 10, 10, infer_ns=2_000_000, cpu_ns=2_000_000)
             await asyncio.sleep(0)
         print(link.joules_per_cpu_second, flush=True)
     await link.close()

@@ -83,7 +83,7 @@ def test_a_reported_second_is_settled_at_once() -> None:
     assert books.ledger.overhead_uj == 600_000
     assert books.ledger.conservation().error_ratio == 0
     assert books.totals.requests[ACCOUNT] == 5
-    assert books.ledger.request_energy["intents", "full"].counts[10] == 5
+    assert books.ledger.request_energy["intents", "full", "standard"].counts[10] == 5
 
 
 def test_a_lost_datagram_only_makes_the_window_longer() -> None:

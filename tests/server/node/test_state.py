@@ -21,7 +21,7 @@ CPU = Domain("cpu", "node", "estimated")
 def kept() -> NodeState:
     usage = Usage("intents")
     usage.request("full", "full", "eco", "ok", 5_000_000, total_ns=3)
-    usage.batch(3, 4, 5, 6)
+    usage.batch("full", 3, 4, 5, infer_ns=6, cpu_ns=7)
     snapshot = decode_snapshot(usage.snapshot())
     state = NodeState(settled={usage.instance: snapshot}, idle_watts={"a/b/c": 1.5}, meter_cpu_seconds=2.5)
     state.ledger.meter({CPU: 12345})

@@ -22,7 +22,7 @@ def test_a_snapshot_says_what_was_recorded() -> None:
     usage = Usage("intents")
     usage.request("full", "full", "strict", "ok", 1_500_000, total_ns=3_000_000, queue_ns=10, tokenize_ns=20)
     usage.request("full", "full", "strict", "ok", 2_500_000)
-    usage.batch(rows=2, tokens=30, padded_tokens=40, infer_ns=2_000_000)
+    usage.batch("full", 2, 30, 40, infer_ns=2_000_000, cpu_ns=1_900_000)
     usage.count("cache_hits", 3)
     usage.avoided("cache", 4_000_000)
     usage.gauges["queue_depth"] = lambda: 7
@@ -34,6 +34,7 @@ def test_a_snapshot_says_what_was_recorded() -> None:
     assert found.gauges == {"queue_depth": 7.0}
     assert found.histograms["total"].total == 3_000_000
     assert found.histograms["batch_tokens"].total == 40
+    assert found.batches == {wire.BatchKey("full", 1): wire.BatchTotals(2, 1_900_000)}
     assert found.cpu_ns == 4_000_000
     assert (found.instance, found.pid, found.revision) == (usage.instance, usage.pid, usage.revision)
 
@@ -43,7 +44,7 @@ def test_equal_revisions_mean_equal_figures() -> None:
     seen = {usage.revision}
     usage.request("full", "full", "eco", "ok", 5)
     seen.add(usage.revision)
-    usage.batch(1, 2, 3, 4)
+    usage.batch("full", 1, 2, 3, infer_ns=4, cpu_ns=4)
     seen.add(usage.revision)
     usage.count("cache_misses")
     seen.add(usage.revision)
@@ -59,6 +60,7 @@ def test_a_snapshot_fits_a_datagram_whatever_labels_are_used() -> None:
             for outcome in wire.OUTCOMES:
                 key = (f"{number}{LONG}", f"{number}{LONG}", quality, outcome)
                 usage.request(*key, 1 << (number % 40))
+        usage.batch(f"{number}{LONG}", 1 << (number % 14), 2**40, 2**40, infer_ns=2**40, cpu_ns=2**40)
     for totals in usage._requests.values():
         totals.count = totals.cpu_ns = 2**62
         totals.buckets = dict.fromkeys(range(wire.CPU_BUCKETS), 2**32 - 1)
@@ -108,7 +110,7 @@ def test_the_increase_between_two_snapshots_never_is_negative() -> None:
     usage.request("full", "full", "eco", "ok", 5000)
     first = wire.decode_snapshot(usage.snapshot())
     usage.request("full", "full", "eco", "ok", 7000)
-    usage.batch(1, 2, 3, 4)
+    usage.batch("full", 1, 2, 3, infer_ns=4, cpu_ns=4)
     second = wire.decode_snapshot(usage.snapshot())
     forth = increase(second, first)
     assert [(t.count, t.cpu_ns) for t in forth.requests.values()] == [(1, 7000)]
@@ -242,6 +244,32 @@ def test_savings_that_cost_something_are_made_up_for_before_the_figure_grows() -
 def test_the_newest_traced_request_of_each_duration_travels_with_the_figures() -> None:
     usage = Usage("intents")
     for trace, total_ns in (("a" * 32, 4_000_000), ("b" * 32, 4_500_000), ("c" * 32, 40_000_000)):
-        usage.traced(trace, "full", total_ns, 1_000_000)
+        usage.traced(trace, "full", "eco", total_ns, 1_000_000)
     found = wire.decode_snapshot(usage.snapshot()).exemplars
     assert [exemplar.trace_id[0] for exemplar in found] == ["b", "c"]
+    assert {exemplar.quality for exemplar in found} == {"eco"}
+
+
+def test_batches_are_kept_apart_by_variant_and_size() -> None:
+    usage = Usage("intents")
+    for variant, rows in (("full", 1), ("full", 5), ("full", 8), ("nano", 8), ("full", 9000)):
+        usage.batch(variant, rows, rows, rows, infer_ns=10, cpu_ns=rows)
+    before = wire.decode_snapshot(usage.snapshot())
+    tops = {(key.variant, key.size): totals.texts for key, totals in before.batches.items()}
+    assert tops == {("full", 0): 1, ("full", 3): 13, ("nano", 3): 8, ("full", len(wire.BATCH_BOUNDS)): 9000}
+    usage.batch("nano", 7, 7, 7, infer_ns=10, cpu_ns=3)
+    grown = increase(wire.decode_snapshot(usage.snapshot()), before).batches
+    assert grown[wire.BatchKey("nano", 3)] == wire.BatchTotals(7, 3)
+    assert sum(totals.texts for totals in grown.values()) == 7
+
+
+def test_what_a_release_kept_that_knew_neither_classes_of_traces_nor_sizes_of_batches_is_read() -> None:
+    usage = Usage("intents")
+    usage.traced("a" * 32, "full", "eco", 4_000_000, 1_000_000)
+    usage.batch("full", 1, 2, 3, infer_ns=4, cpu_ns=5)
+    tree = wire.unpack(usage.snapshot())
+    del tree["bat"]
+    tree["ex"] = [[row[0], row[1], *row[3:]] for row in tree["ex"]]
+    found = wire.decode_snapshot(wire.pack(tree))
+    assert (found.batches, found.exemplars) == ({}, ())
+    assert found.counters["batches"] == 1
