@@ -224,7 +224,7 @@ def replay(
     want: Annotated[float, typer.Option(min=0, max=1, help="Share at full quality that --sweep looks for.")] = 0.5,
     utc_offset: Annotated[float, typer.Option(help="Local time's offset in hours, for diurnal load.")] = 0.0,
     stale_hours: Annotated[float, typer.Option(min=0, help="Readings come so late.")] = 0.0,
-    outage_hours: Annotated[float, typer.Option(min=0, help="Once a week the feed is dead for so long.")] = 0.0,
+    outage_hours: Annotated[float, typer.Option(min=0, help="Once a week or so the feed is dead for so long.")] = 0.0,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a plot (needs matplotlib).")] = None,
     config: ConfigOption = None,

@@ -19,6 +19,7 @@ import structlog
 
 from energy.grid.leaps import LeapGuard, LeapLimits, Reference
 from energy.grid.memory import Memory
+from energy.grid.nowcast import nowcast
 from energy.grid.signal import GridError, GridProvider, Implausible, Intensity, Throttled, check_fresh
 
 log = structlog.get_logger(__name__)
@@ -94,6 +95,10 @@ class Ladder:
     def latest(self) -> Intensity | None:
         """See `Outlook`."""
         return self._latest
+
+    def expected_now(self) -> float | None:
+        """What a late reading lets one expect of now, gCO2e/kWh; None where the reading stands for now as it is."""
+        return None if self._latest is None else nowcast(self._latest, self._memory.mean_of, self.now())
 
     def history(self) -> Sequence[Intensity]:
         """See `Outlook`."""

@@ -48,9 +48,10 @@ class Memory:
         if self.last is None or reading.time != self.last.time:
             total, count = self.hours.get(hour, (0.0, 0))
             self.hours[hour] = (total + reading.grams_per_kwh, count + 1)
-        oldest = hour - keep_days * 24
-        for old in [h for h in self.hours if h < oldest]:
-            del self.hours[old]
+        if self.last is None or self.last.time < reading.time:
+            oldest = hour - keep_days * 24
+            for old in [h for h in self.hours if h < oldest]:
+                del self.hours[old]
         self.last = reading
 
     def learn(self, past: Iterable[Intensity], keep_days: int) -> None:
@@ -83,6 +84,11 @@ class Memory:
             Intensity(self.zone, self.provider, datetime.fromtimestamp(hour * HOUR_S, UTC), total / count, "live")
             for hour, (total, count) in sorted(self.hours.items())
         )
+
+    def mean_of(self, hour: int) -> float | None:
+        """Mean of an hour since the epoch; None where nothing is known of it."""
+        total, count = self.hours.get(hour, (0.0, 0))
+        return total / count if count else None
 
     def predicted(self, now: datetime, max_age_s: float) -> Intensity | None:
         """The forecast's value for `now`, if one covers it that was issued at most `max_age_s` ago."""

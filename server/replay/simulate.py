@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 
 from energy.grid.memory import Memory
+from energy.grid.nowcast import nowcast
 from energy.grid.signal import Intensity
 from models.manifest import OperatingPoint
 from server.replay.course import Course, Floats
@@ -26,11 +27,15 @@ HISTORY_MIN_WEEKS = 2
 
 @dataclass(frozen=True)
 class Faults:
-    """What the feed does wrong: readings come `age_s` late, and every `outage_every_s` none comes for `outage_s`."""
+    """What the feed does wrong: readings come `age_s` late, and every `outage_every_s` none comes for `outage_s`.
+
+    Every week and a quarter of a day, so that outages meet every hour of the week: at the same one each time, the mean
+    of that hour would never be known.
+    """
 
     age_s: float = 0.0
     outage_s: float = 0.0
-    outage_every_s: float = 7 * 86_400.0
+    outage_every_s: float = 7.25 * 86_400.0
 
     def out(self, elapsed_s: float) -> bool:
         """Whether the feed is dead so long after the start. The first period has none."""
@@ -75,8 +80,9 @@ def simulate(
     total_j = 0.0
     for step in range(size):
         now = course.start + timedelta(seconds=step * course.step_s)
-        inputs = Inputs(now, loads[step - 1] if step else None, total_j)
-        state, decision = decide(state, feed.reading(step), settings, step * course.step_s, points, inputs)
+        reading = feed.reading(step)
+        inputs = Inputs(now, loads[step - 1] if step else None, total_j, feed.expected(reading, now))
+        state, decision = decide(state, reading, settings, step * course.step_s, points, inputs)
         at = place[decision.point]
         cost, right = costs[at], accuracies[at]
         if decision.split is not None:
@@ -121,7 +127,7 @@ class _Feed:
         self._grams = course.grams_per_kwh.tolist()
         self._late = round(faults.age_s / course.step_s)
         self._memory = Memory("replay", course.zone)
-        self._guarded = faults.outage_s > 0 or any(value != value for value in self._grams)
+        self._guarded = faults.outage_s > 0 or self._late > 0 or any(value != value for value in self._grams)
 
     def reading(self, step: int) -> Intensity | None:
         course, memory = self._course, self._memory
@@ -136,6 +142,10 @@ class _Feed:
             return live
         now = course.start + timedelta(seconds=elapsed_s)
         return memory.cached(now, LIVE_MAX_AGE_S) or memory.hour_of_week_mean(now, HISTORY_DAYS, HISTORY_MIN_WEEKS)
+
+    def expected(self, reading: Intensity | None, now: datetime) -> float | None:
+        """What the ladder would expect of now by a late reading."""
+        return None if reading is None else nowcast(reading, self._memory.mean_of, now)
 
 
 def _costs(points: Sequence[OperatingPoint]) -> list[float]:

@@ -130,7 +130,7 @@ def main() -> None:
     for load in given.loads:
         chosen = regions(given.data, load, given.regions)
         found[load] = {one.name: study(one) for one in track(chosen, f"{load} load", console=console, transient=True)}
-        show(console, f"{load} load: saving by timing, as a share of the yearly oracle's", found[load])
+        show(console, f"{load} load: saving by timing; a uniform mix's is 0, the yearly oracle's 100 %", found[load])
     ahead = {}
     rest = [] if given.no_forecasts else regions(given.data, "flat", given.regions)
     for one in track(rest, "forecasts", console=console, transient=True):

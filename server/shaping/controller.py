@@ -99,7 +99,7 @@ class ShapingController:
         It is what the grid asks for now, made of the new points; the caller pushes it.
         """
         self._points = tuple(points)
-        inputs = Inputs(self._ladder.provider.now())
+        inputs = Inputs(self._ladder.provider.now(), expected_grams_per_kwh=self._ladder.expected_now())
         self._state, decision = decide(self._state, self._signal, self._settings, self._clock(), self._points, inputs)
         self.dial = DialState.of(decision, self.dial.version + 1)
         self._pushed = self.dial
@@ -146,15 +146,15 @@ class ShapingController:
 
     async def _inputs(self, now_s: float) -> Inputs:
         """What there is to know beside the grid."""
-        now = self._ladder.provider.now()
+        now, expected = self._ladder.provider.now(), self._ladder.expected_now()
         figures = None if self._ask is None else await self._ask()
         if figures is None:
-            return Inputs(now)
+            return Inputs(now, expected_grams_per_kwh=expected)
         before, self._requests = self._requests, (now_s, figures.requests)
         rate = None
         if before is not None and now_s > before[0] and figures.requests >= before[1]:
             rate = (figures.requests - before[1]) / (now_s - before[0])
-        return Inputs(now, rate, figures.joules)
+        return Inputs(now, rate, figures.joules, expected)
 
     async def _remember(self) -> None:
         if self._state_file is None:
@@ -217,6 +217,7 @@ class ShapingController:
             }
         return {
             **reading,
+            "expected_grams_per_kwh": self._ladder.expected_now(),
             "zone": provider.zone,
             "provider": provider.name,
             "dial_point": decision.point,

@@ -47,6 +47,8 @@ class Inputs:
     """Standard requests a second since the last decision."""
     joules_total: float | None = None
     """The meter's total so far."""
+    expected_grams_per_kwh: float | None = None
+    """What a late reading lets one expect of now (`energy.grid.nowcast`); None: the reading stands as it is."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ def _level(
         wanted, reason = budget.wanted_level(state.budget, cheapest, now, settings)
         level = _towards(state.level, wanted, elapsed_s, settings)
     else:
-        dirty, reason = _wanted(state, signal, settings, now)
+        dirty, reason = _wanted(state, signal, settings, now, inputs.expected_grams_per_kwh)
         if dirty == state.dirty:
             pass
         elif state.switched_s is not None and now_s - state.switched_s < settings.min_dwell_s:
@@ -315,13 +317,19 @@ def _by_rank(signal: Intensity | None, settings: ShapingSettings) -> bool:
     return settings.policy == "percentile" and (signal is None or signal.kind != "static")
 
 
-def _wanted(state: PolicyState, signal: Intensity | None, settings: ShapingSettings, now: datetime) -> tuple[bool, str]:
+def _wanted(
+    state: PolicyState,
+    signal: Intensity | None,
+    settings: ShapingSettings,
+    now: datetime,
+    expected_grams_per_kwh: float | None,
+) -> tuple[bool, str]:
     """Whether the grid should count as dirty, were there no dwell, and why."""
     if signal is None:
         return False, "grid-unknown"
     if signal.kind == "static" and signal.estimated:
         return False, "grid-assumed"
-    grams = signal.grams_per_kwh
+    grams = signal.grams_per_kwh if expected_grams_per_kwh is None else expected_grams_per_kwh
     if _by_rank(signal, settings):
         return percentile.wanted(state.percentile, state.dirty, grams, settings, now)
     what = "static" if settings.policy == "percentile" else "grid"

@@ -98,6 +98,16 @@ def test_late_readings_move_the_dial_late() -> None:
     assert late - prompt == 4
 
 
+def test_late_readings_are_brought_to_now_by_the_days_before() -> None:
+    hours = np.arange(48 * 20) / 2
+    daily = Course("Z", BEGIN, 1800, 300 + 100 * np.sin(2 * np.pi * np.floor(hours) / 24), np.ones(48 * 20))
+    chosen = changed(SETTINGS, policy="threshold", dirty_above_grams_per_kwh=330, clean_below_grams_per_kwh=310)
+    prompt, late = (simulate(daily, POINTS, chosen, Faults(age)).level for age in (0, 7200))
+    first, known = slice(0, 48 * 3), slice(48 * 5, None)
+    assert not np.array_equal(prompt[first], late[first])
+    assert np.array_equal(prompt[known], late[known])
+
+
 def test_gaps_in_the_recording_cost_energy_and_no_grams(tmp_path: Path) -> None:
     one = read_course(write_csv(tmp_path / "g.csv", gap=30), "flat")
     assert np.isnan(one.grams_per_kwh).sum() == 2

@@ -62,6 +62,9 @@ class Feed:
         self.grams: float | None = 200.0
         self.looks = 0
         self.closed = False
+        self.lag: timedelta | None = None
+        """How late a live feed's readings come; None: a replay's, of this moment."""
+        self.past: list[tuple[datetime, float]] = []
         self._clock = clock
 
     def now(self) -> datetime:
@@ -71,10 +74,12 @@ class Feed:
         self.looks += 1
         if self.grams is None:
             raise Unreachable("the feed is down")
+        if self.lag is not None:
+            return Intensity(self.zone, self.name, self.now() - self.lag, self.grams, "live")
         return Intensity(self.zone, self.name, self.now(), self.grams, "replay")
 
     async def history(self) -> tuple[Intensity, ...]:
-        return ()
+        return tuple(Intensity(self.zone, self.name, time, grams, "live") for time, grams in self.past)
 
     async def forecast(self) -> tuple[Intensity, ...]:
         return ()
@@ -183,6 +188,7 @@ async def test_the_grid_file_says_what_was_read_and_decided(tmp_path: Path) -> N
     assert report["time"] == "2024-05-01T01:23:21Z"
     assert {k: v for k, v in report.items() if k not in ("time", "dial_version", "changes")} == {
         "grams_per_kwh": 412,
+        "expected_grams_per_kwh": None,
         "zone": "Z",
         "provider": "feed",
         "kind": "replay",
@@ -197,6 +203,19 @@ async def test_the_grid_file_says_what_was_read_and_decided(tmp_path: Path) -> N
         "refused": {},
         "budget": None,
     }
+
+
+async def test_a_late_reading_is_brought_to_now_by_the_days_before_and_said_so(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, settings())
+    bench.feed.lag = timedelta(hours=2)
+    now = bench.feed.now() + timedelta(seconds=1)
+    # The hour of now was 200 dirtier than that of two hours ago, on each of the past three days.
+    bench.feed.past = [(now - timedelta(days=day), 400.0) for day in (1, 2, 3)]
+    bench.feed.past += [(now - timedelta(days=day, hours=2), 200.0) for day in (1, 2, 3)]
+    assert await bench.after(1, 200) == "lite"
+    report = bench.report()
+    assert (report["grams_per_kwh"], report["expected_grams_per_kwh"], report["age_s"]) == (200, 400, 7200)
+    assert report["reason"] == "grid-dirty:400>350"
 
 
 async def test_the_grid_file_tells_of_the_last_changes_of_mind_and_why(tmp_path: Path) -> None:
