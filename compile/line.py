@@ -93,7 +93,7 @@ class Line:
         """Compile every variant; raises CompileError if full quality cannot be had."""
         recipe = self.recipe
         self.runner.reporter.planned(plan(recipe), past_seconds(self.runner.cache))
-        stages = self._teacher_stages()
+        stages = self.teacher_stages()
         teacher = stages[-1]
         probe = ProbeForms(
             recipe.export.forms, recipe.export.opset, self.cpu.reduce_range, recipe.measure.repeats, self.cpu.model
@@ -123,7 +123,7 @@ class Line:
         outcome.calibrated = self._calibrate(outcome)
         return outcome
 
-    def _teacher_stages(self) -> list[Artifact]:
+    def teacher_stages(self) -> list[Artifact]:
         """The teacher after each stage of its training, the finished one last."""
         recipe = self.recipe
         made: list[Artifact] = []

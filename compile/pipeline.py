@@ -10,6 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compile.bases import Base, find_base
 from compile.data.dataset import Dataset
@@ -24,6 +25,9 @@ from compile.shifting import Shift
 from compile.versions import library_versions
 from models.manifest import TargetCpu
 from models.store import NotFound, Store, StoreError, Version
+
+if TYPE_CHECKING:
+    from compile.line import Line
 
 LINE_VERSION = 1
 """Raise it when the same recipe must be compiled again although its passes kept their versions."""
@@ -99,14 +103,40 @@ def _compile(
     reporter: Reporter,
     shift: Shift | None,
 ) -> Result:
+    line = _line(recipe, dataset, base, cpu, work, reporter, shift)
+    from compile.publish import publish
+    from compile.report import write_report
+
+    outcome = line.run()
+    context = line.runner.context
+    version = publish(recipe, key, outcome, context, cpu, position_limit(base), store, work / STAGING)
+    report = write_report(version, report_path(store, version))
+    failures = {c.name: c.reason for c in outcome.candidates if c.reason is not None}
+    return Result(version, False, failures, report)
+
+
+def trained_teacher(recipe: Recipe, work: Path, reporter: Reporter | None = None) -> tuple[Artifact, Context]:
+    """The recipe's teacher, from the cache where it was trained before, and what its passes were given.
+
+    Raises as `compile_recipe` does.
+    """
+    base = find_base(recipe.base, recipe.seed, work)
+    _check_layers(recipe, base)
+    dataset = load_dataset(recipe.data, recipe.seed)
+    with exclusive(work):
+        line = _line(recipe, dataset, base, this_cpu(), work, reporter or Silent(), None)
+        return line.teacher_stages()[-1], line.runner.context
+
+
+def _line(
+    recipe: Recipe, dataset: Dataset, base: Base, cpu: TargetCpu, work: Path, reporter: Reporter, shift: Shift | None
+) -> Line:
     # Torch and the onnx tools take seconds to import.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # A training thread that waits for the other must sleep, not spin: on a busy machine spinning triples the CPU time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from compile.line import Line
-    from compile.publish import publish
-    from compile.report import write_report
     from compile.scratch import fill
 
     fill(base)
@@ -114,11 +144,7 @@ def _compile(
     data = Artifact("data", "data", dataset.digest(), Path())
     weights = Artifact("base", "base", base.digest, base.path)
     runner = Runner(work, context, reporter) if shift is None else Runner(work, context, reporter, shift.pause)
-    outcome = Line(recipe, runner, cpu, data, weights).run()
-    version = publish(recipe, key, outcome, context, cpu, position_limit(base), store, work / STAGING)
-    report = write_report(version, report_path(store, version))
-    failures = {c.name: c.reason for c in outcome.candidates if c.reason is not None}
-    return Result(version, False, failures, report)
+    return Line(recipe, runner, cpu, data, weights)
 
 
 def position_limit(base: Base) -> int:

@@ -34,6 +34,11 @@ class Encoded:
         """Tokens of every row, special ones included."""
         return np.array([len(row) for row in self.ids], dtype=np.int64)
 
+    def every(self, step: int) -> Encoded:
+        """Every `step`-th row, from the first on; a step below 1 counts as 1."""
+        step = max(1, step)
+        return Encoded(self.ids[::step], None if self.types is None else self.types[::step])
+
 
 def load_tokenizer(path: Path, max_tokens: int | None = None) -> Tokenizer:
     """Read tokenizer.json; padding off, truncation at `max_tokens` or off, whatever the file says."""

@@ -22,6 +22,7 @@ _NS_PER_S, _MS_PER_S = 1e9, 1e3
 _KEPT_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 # A first run is slower by a warm-up that long runs do not notice.
 _LONG_SECONDS = 0.1
+_NARROW_ROWS = (4, 8)
 CELL_ROWS = (1, 4, 16)
 CELL_TOKENS = (8, 16, 32, 64, 128, 256, 512)
 
@@ -64,6 +65,18 @@ def served_cpu_seconds(
                 session.run(["logits"], batch)
             spent[name].append((time.thread_time() - began) / len(encoded) * 1000)
     return {name: min(values) for name, values in spent.items()}
+
+
+def cheapest_width_cpu_seconds(
+    sessions: Mapping[str, InferenceSession], encoded: Encoded, pad: int, most_rows: int, repeats: int
+) -> dict[str, float]:
+    """`served_cpu_seconds` of every graph at the batch width that suits it, of 4, 8 and `most_rows` rows.
+
+    A server that batches by cost takes the width that suits the form: narrow where padding costs much.
+    """
+    widths = sorted({*_NARROW_ROWS, most_rows})
+    by_rows = [served_cpu_seconds(sessions, encoded, pad, rows, repeats) for rows in widths]
+    return {name: min(costs[name] for costs in by_rows) for name in sessions}
 
 
 def latency_cells(

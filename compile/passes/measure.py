@@ -11,7 +11,6 @@ from compile.measure.cpu import fit_cost, latency_cells, padding_share, served_c
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.export import FILE
 from compile.recipe import MeasureSpec
-from compile.text import Encoded
 from energy.meter import measure_process
 
 _CELL_REPEATS = 2
@@ -34,9 +33,7 @@ class Measure(Pass):
     def call(self, inputs: Inputs, out: Path, context: Context) -> dict[str, Any]:
         """Time the graphs, taking turns."""
         sessions = {name: open_session(artifact.path / FILE) for name, artifact in inputs.items()}
-        step = max(1, -(-len(context.test) // self.spec.texts))
-        types = context.test.types
-        texts = Encoded(context.test.ids[::step], None if types is None else types[::step])
+        texts = context.test.every(-(-len(context.test) // self.spec.texts))
         with measure_process() as span:
             spent = served_cpu_seconds(sessions, texts, context.pad, self.spec.batch_rows, self.spec.repeats)
         joules = span.dynamic_joules

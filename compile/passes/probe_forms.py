@@ -10,14 +10,12 @@ from typing import Any
 from compile.graph.forms import export_form
 from compile.graph.quantization import quantize_int8
 from compile.graph.sessions import open_session
-from compile.measure.cpu import served_cpu_seconds
+from compile.measure.cpu import cheapest_width_cpu_seconds
 from compile.model import load
 from compile.passes.base import Context, Gate, Inputs, Pass
-from compile.text import Encoded
 
 _SLICE_LAYERS = 2
 _TEXTS = 240
-_NARROW_ROWS = (4, 8)
 
 
 class ProbeForms(Pass):
@@ -61,15 +59,8 @@ class ProbeForms(Pass):
                     sessions[form] = open_session(int8)
                 except Exception as error:  # an exporter may fail in any way; the other forms remain
                     failed[form] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            step = max(1, len(context.validation) // _TEXTS)
-            types = context.validation.types
-            texts = Encoded(context.validation.ids[::step], None if types is None else types[::step])
-            # A server that batches by cost takes the width that suits the form: narrow where padding costs much.
-            by_rows = [
-                served_cpu_seconds(sessions, texts, context.pad, rows, self.repeats)
-                for rows in sorted({*_NARROW_ROWS, context.batch_rows})
-            ]
-            spent = {form: min(costs[form] for costs in by_rows) for form in sessions}
+            texts = context.validation.every(len(context.validation) // _TEXTS)
+            spent = cheapest_width_cpu_seconds(sessions, texts, context.pad, context.batch_rows, self.repeats)
         return {"ranking": sorted(spent, key=lambda f: spent[f]), "cpu_seconds_per_1k": spent, "failed": failed}
 
     def ensures(self, inputs: Inputs, out: Path, meta: Mapping[str, Any], context: Context) -> list[Gate]:

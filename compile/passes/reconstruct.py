@@ -139,5 +139,4 @@ def fit(projection: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]], ridge: fl
 
 
 def _evenly(encoded: Encoded, texts: int) -> Encoded:
-    step = max(1, len(encoded) // texts)
-    return Encoded(encoded.ids[::step], None if encoded.types is None else encoded.types[::step])
+    return encoded.every(len(encoded) // texts)

@@ -98,9 +98,7 @@ def int8_session(model: Classifier, export: Int8Export, context: Context, folder
 
 def sample(context: Context, texts: int = _TEXTS) -> Encoded:
     """Evenly drawn validation texts, about `texts` of them."""
-    step = max(1, len(context.validation) // texts)
-    types = context.validation.types
-    return Encoded(context.validation.ids[::step], None if types is None else types[::step])
+    return context.validation.every(len(context.validation) // texts)
 
 
 def _slices(full: Widths, layers: int, head_counts: tuple[int, ...], unit_counts: tuple[int, ...]) -> list[Widths]:

@@ -11,6 +11,8 @@ from compile.study.plan import FULL, HALF_UNITS, INT8, STEPS
 from compile.study.published import BERT, Published
 
 Figures = Mapping[str, Any]
+PLAIN = {"torchscript": "fp32", "torchscript-int8": "int8"}
+"""Plain graph of the unpruned model -> its precision."""
 _NONE = "–"
 _TEACHER = "fp32"
 
@@ -74,6 +76,20 @@ def units_against_layers(cells: Sequence[Figures]) -> Table:
         ))  # fmt: skip
     columns = ("model and set", "units halved: accuracy", "joules", "layers removed, equal joules", "kept of it")
     return Table(columns, tuple(rows))
+
+
+def beside_torchscript(found: Figures) -> Table:
+    """What each graph costs, as a share of the plain graph of its precision and of the plain fp32 graph."""
+    spent: Mapping[str, float] = found["cpu_seconds_per_1k"]
+    plain = {precision: spent[name] for name, precision in PLAIN.items()}
+    rows = []
+    for name, cost in spent.items():
+        precision = found["precisions"][name]
+        same = plain.get(precision)
+        share = _NONE if same is None else f"{cost / same:.3f}"
+        rows.append((name, precision, f"{cost:.3f}", share, f"{cost / plain['fp32']:.3f}"))
+    columns = (f"{found['family']}: graph", "precision", "CPU-s per 1,000", "of TorchScript's", "of TorchScript's fp32")
+    return Table(columns, tuple(rows), words=2)
 
 
 def at_cost(ladder: Sequence[tuple[float, float]], cost: float) -> float:

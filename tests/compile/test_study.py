@@ -17,7 +17,7 @@ from compile.study import run
 from compile.study.plan import FAMILIES, INT8, SETS, STEPS, Cell, cells, recipe_of
 from compile.study.published import BERT
 from compile.study.run import read_results, run_cells
-from compile.study.tables import at_cost, beside_published, every_variant, units_against_layers
+from compile.study.tables import at_cost, beside_published, beside_torchscript, every_variant, units_against_layers
 from compile.study.targets import against_targets
 
 FULL_SIZE, FULL_TIME = 100, 4.0
@@ -176,3 +176,17 @@ def test_a_cell_whose_teacher_learns_nothing_is_reported_and_the_run_goes_on(
     todo = [Cell("opt", "mrpc"), Cell("t5", "mrpc")]
     made = run_cells(todo, tmp_path, tmp_path, tmp_path / "results", Silent(), lambda line: None)
     assert ["validation accuracy" in one["no_result"] for one in made] == [True, True]
+
+
+def test_graphs_are_shown_as_shares_of_the_plain_graph_of_their_precision() -> None:
+    found = {
+        "family": "sst2",
+        "precisions": {"torchscript": "fp32", "torchscript-int8": "int8", "full": "int8", "half": "fp16"},
+        "cpu_seconds_per_1k": {"torchscript": 4.0, "torchscript-int8": 2.0, "full": 1.5, "half": 3.0},
+    }
+    assert [row[3:] for row in beside_torchscript(found).rows] == [
+        ("1.000", "1.000"),
+        ("1.000", "0.500"),
+        ("0.750", "0.375"),
+        ("–", "0.750"),
+    ]
