@@ -71,7 +71,7 @@ class Chaos:
         ]
         for name, case in todo:
             if name == "leaving" and not options.edge:
-                continue  # HAProxy stands between; it is told of in the README
+                continue  # HAProxy stands between; docs/standing.md tells of it
             if name in wanted:
                 self._add(case)
 

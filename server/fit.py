@@ -15,7 +15,7 @@ from server.node.figures import Figures
 
 RAY_IDLE_CPU_S_PER_MINUTE = 2.4
 """Whole tree at rest behind Ray Serve (2.6) less edge mode at rest (0.2), CPU-seconds a minute: measured side by side
-on two cores (README, "Standing up")."""
+on two cores (docs/standing.md)."""
 RAY_CPU_S_PER_1000 = 0.4
 """HAProxy and Serve's part of a replica, CPU-seconds per 1,000 requests at 16 to 64 clients: 3.5 - 3.9 behind HAProxy
 against 3.0 - 3.6 without Ray, same model and texts."""

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+PAGES = (
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "helm/jouleserve/README.md")),
+)
 
 Place = Literal["here", "slow", "elsewhere"]
 """`here`: within a test, beside a server. `slow`: by `make docs-check`. `elsewhere`: on another machine, or never by a
