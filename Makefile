@@ -60,8 +60,9 @@ pictures: $(VENV)/.ready-dev  ## the console and the dashboards of a server unde
 	@$(BIN)/python -m loadtest.pictures $(PICTURES)
 
 .PHONY: docs-check
-docs-check: $(VENV)/.ready-dev  ## every command in the docs that takes longer than a test may (an hour)
-	@JOULESERVE_DOCS_CHECK=1 $(BIN)/pytest -q tests/docs
+docs-check: $(VENV)/.ready-dev  ## every command in the docs, those too that take longer than a test may (about 40 minutes)
+	@JOULESERVE_DOCS_CHECK=1 $(BIN)/pytest -q -rs --durations=0 tests/docs
+	@$(BIN)/python -m tests.support.doc_commands
 
 fuzz: $(VENV)/.ready-dev  ## 10,000 made-up HTTP requests and 10,000 over gRPC; no undocumented answer, and it lives
 	@$(BIN)/python -m loadtest.fuzz $(FUZZ)

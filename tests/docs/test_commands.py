@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,15 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from loadtest.pictures import prometheus
 from loadtest.served import free_port, serve
 from models.store import Store
-from tests.support.doc_commands import DECIDED, PAGES, ROOT, Command, commands
+from tests.support.doc_commands import DECIDED, PAGES, ROOT, Command, commands, unnamed_blocks
 from tests.support.tiny_family import publish_tiny_family
 
 ALL = [command for page in PAGES for command in commands(page)]
-SLOW_TOO = os.environ.get("JOULESERVE_DOCS_CHECK") == "1"
-SLOW_TIMEOUT_S = 3600
-STOPS_AFTER_S = 45
 Beside = tuple[dict[str, str], Path, dict[str, str]]
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 KEY, ADMIN_KEY = "a-key-for-the-docs", "an-administrators-key-for-the-docs"
@@ -33,6 +33,11 @@ def test_somebody_has_decided_where_it_can_be_run(command: Command) -> None:
     known = "\n".join(f"  {pattern}: {place} {why}" for pattern, place, why in DECIDED)
     assert command.place is not None, f"{command}\nis none of these (tests/support/doc_commands.py):\n{known}"
     assert command.mark in ("", "slow", "elsewhere"), command.mark
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_block_of_commands_hides_by_not_saying_its_language(page: Path) -> None:
+    assert unnamed_blocks(page) == []
 
 
 @pytest.mark.parametrize("command", [one for one in ALL if one.language != "python"], ids=str)
@@ -102,7 +107,8 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
         "server.admin_keys_file": folder / "admins",
         "energy.source": "estimated",
     }
-    with serve(folder, settings, edge=True) as served:
+    with contextlib.ExitStack() as stack:
+        served = stack.enter_context(serve(folder, settings, edge=True))
         metrics_port = served.metrics_url.rsplit(":", 1)[1]
         work = folder / "work"
         environment = {
@@ -113,6 +119,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
             "KEY": KEY,
             "ADMIN_KEY": ADMIN_KEY,
             "JOULESERVE_SERVER__RUN_DIR": str(folder / "run"),
+            "JOULESERVE_SERVER__PORT": str(served.port),
             "JOULESERVE_SERVER__METRICS_PORT": metrics_port,
             "JOULESERVE_MODEL__STORE": str(store.root),
             "JOULESERVE_STORE": str(store.root),
@@ -121,8 +128,12 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
             ":8000": f":{served.port}",
             ":9400": f":{metrics_port}",
             ":8001": f":{grpc_port}",
+            "0001-d9c9bd75d440": str(store.current("support-intents")),
         }
-        work.mkdir()
+        if shutil.which("prometheus"):
+            target = served.metrics_url.removeprefix("http://")
+            places[":9090"] = f":{stack.enter_context(prometheus(folder / 'prometheus', target)).rsplit(':', 1)[1]}"
+        (work / "var").mkdir(parents=True)
         (work / ".curlrc").write_text("fail-with-body\n")  # an answer that is an error fails the command
         for name in ("models", "loadtest", "server", "docs"):
             (work / name).symlink_to(ROOT / name)
@@ -143,7 +154,7 @@ def _wait_for_the_meter(url: str) -> None:
 def test_the_commands_of_a_page_do_what_they_say(page: Path, beside: Beside) -> None:
     """In order, each in the same folder; one that fails is named with what it said."""
     for command in commands(page):
-        if command.place == "here":
+        if command.place == "here" and not command.missing:
             _run(command, beside, timeout_s=120)
 
 
@@ -151,25 +162,10 @@ def _run(command: Command, beside: Beside, timeout_s: float) -> None:
     environment, folder, places = beside
     text = command.text
     for theirs, ours in places.items():
-        text = text.replace(f"127.0.0.1{theirs}", f"127.0.0.1{ours}").replace(f"localhost{theirs}", f"localhost{ours}")
+        for host in ("127.0.0.1", "localhost", "HOST") if theirs[0] == ":" else ("",):
+            text = text.replace(f"{host}{theirs}", f"{host.replace('HOST', '127.0.0.1')}{ours}")
     interpreter = [sys.executable, "-"] if command.language == "python" else ["bash", "-euo", "pipefail", "-s"]
     done = subprocess.run(
         interpreter, input=text, env=environment, cwd=folder, capture_output=True, text=True, timeout=timeout_s
     )
     assert done.returncode == 0, f"{command}\nsaid:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-
-
-if SLOW_TOO:
-
-    @pytest.mark.served
-    @pytest.mark.parametrize("command", [one for one in ALL if one.place == "slow"], ids=str)
-    def test_a_long_command_works(command: Command) -> None:
-        """In the repository's own folder, as a reader would; what starts a server is stopped after a while."""
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        server = command.text.startswith("jouleserve up")
-        text = f"timeout --preserve-status -s INT {STOPS_AFTER_S} {command.text}" if server else command.text
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-s"],
-            input=text, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=SLOW_TIMEOUT_S,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\nsaid:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

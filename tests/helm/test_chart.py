@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from server.node.settings import NodeSettings
 from server.pod import PORTS, RUN_DIR
 from tests.helm.conftest import STORE, Manifests, Render, helm, kinds, of_kind, pod_templates
 from tests.helm.value_sets import SETS
+from tests.support.doc_commands import PAGES, Command, commands
 
 every_set = pytest.mark.parametrize("values", SETS.values(), ids=SETS)
 
@@ -72,6 +75,24 @@ def test_values_that_contradict_each_other_are_refused_with_a_remedy(
 ) -> None:
     with pytest.raises(helm.HelmError, match=says):
         chart.render({**STORE, **values}, name="demo")
+
+
+INSTALLS = [one for page in PAGES for one in commands(page) if re.match(r"helm install \S+ helm/jouleserve", one.text)]
+
+
+@pytest.mark.parametrize("command", INSTALLS, ids=str)
+def test_what_the_docs_tell_to_install_is_what_the_chart_takes(render: Render, command: Command) -> None:
+    values: dict[str, Any] = {}
+    for word in shlex.split(command.text.replace("…", "0" * 64), comments=True):
+        if "=" in word:
+            key, _, value = word.partition("=")
+            *sections, last = key.split(".")
+            place = values
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = yaml.safe_load(value) if value in ("true", "false") else value
+    assert values["image"]["repository"] == "REGISTRY/jouleserve"
+    assert pod_templates(render(**values))
 
 
 @every_set
