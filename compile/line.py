@@ -8,6 +8,7 @@ from typing import Any
 
 from compile.errors import CompileError, FloorError, GateFailed, RequirementFailed
 from compile.measure.cpu import this_cpu
+from compile.passes.answer import Answer
 from compile.passes.average import Average
 from compile.passes.base import Artifact, Inputs, Pass, Spent
 from compile.passes.calibrate import Calibrate, calibrate_inputs
@@ -76,6 +77,8 @@ class Outcome:
     form_costs: Mapping[str, Any]
     calibrated: Artifact | None = None
     """Temperatures and cascades, unless the recipe wants none or answers are real numbers."""
+    answered: Artifact | None = None
+    """What answers cost from the text on."""
 
     @property
     def passed(self) -> list[Candidate]:
@@ -121,6 +124,9 @@ class Line:
         measured = self._run(ALL, measure, {"data": self.data, **graphs}, graphs)
         outcome = Outcome(candidates, measured, forms.meta["cpu_seconds_per_1k"])
         outcome.calibrated = self._calibrate(outcome)
+        served = {name: graph for name, graph in graphs.items() if name != REFERENCE}
+        answer = Answer(recipe.measure, recipe.max_tokens, self.cpu.model)
+        outcome.answered = self._run(ALL, answer, {"data": self.data, **served}, served)
         return outcome
 
     def teacher_stages(self) -> list[Artifact]:
@@ -220,7 +226,7 @@ def plan(recipe: Recipe) -> list[Work]:
         made = [step.name for step in spec.model_steps]
         names = [*made, "export", "evaluate"] if made else []
         works += [(spec.name, name) for name in (*names, "quantize", "evaluate")]
-    return [*works, (ALL, "measure"), *([(ALL, "calibrate")] if recipe.calibrates else [])]
+    return [*works, (ALL, "measure"), *([(ALL, "calibrate")] if recipe.calibrates else []), (ALL, "answer")]
 
 
 def _shared(spec: VariantSpec) -> list[Handed]:

@@ -29,7 +29,7 @@ from models.store import NotFound, Store, StoreError, Version
 if TYPE_CHECKING:
     from compile.line import Line
 
-LINE_VERSION = 1
+LINE_VERSION = 2
 """Raise it when the same recipe must be compiled again although its passes kept their versions."""
 RUN_KEY = "run_sha256"
 STAGING = "staging"

@@ -69,7 +69,8 @@ def build_manifest(
     settings = recipe.model_dump(mode="json")
     variants = tuple(_variant(candidate, outcome, evidence[candidate.name], files) for candidate in outcome.passed)
     calibrated = {} if outcome.calibrated is None else outcome.calibrated.meta
-    points, left_out = choose_points(variants, calibrated)
+    answered = {} if outcome.answered is None else outcome.answered.meta
+    points, left_out = choose_points(variants, calibrated, answered)
     return Manifest(
         family=recipe.family,
         created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -111,7 +112,7 @@ def _candidates(
 def _costs(candidate: Candidate, outcome: Outcome) -> list[dict[str, Any]]:
     """What each pass behind a candidate cost; equal keys are the same work, shared with other candidates."""
     judged = [candidate.fp32_evaluation, candidate.evaluation]
-    joint = [outcome.measured, outcome.calibrated] if candidate.reason is None else []
+    joint = [outcome.measured, outcome.calibrated, outcome.answered] if candidate.reason is None else []
     once = {artifact.key: artifact for artifact in (*candidate.lineage, *judged, *joint) if artifact is not None}
     return [
         {"pass": a.pass_name, "key": key[:12], "cpu_seconds": a.spent.cpu_seconds, "joules": a.spent.joules}

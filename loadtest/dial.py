@@ -92,18 +92,29 @@ class Verdict:
 
 def judge(measured: Measured, full: Measured, uncertainty: float | None) -> Verdict:
     """Compare with the manifest. Accuracy is kept if it is not below the manifest's lower bound by more than sampling
-    explains (one-sided 95 %); joules, if they lie within the meter's own uncertainty of the manifest's figure."""
+    explains (one-sided 95 %). Joules are kept if they lie between the manifest's for full batches, tokenizing included,
+    and for texts that come alone, give or take the meter's own uncertainty; without those figures nothing is said."""
     point, texts = measured.point, measured.passes[0].texts
     slack = Z_ONE_SIDED_95 * sqrt(max(0.0, point.accuracy_lower * (1 - point.accuracy_lower)) / texts)
     joules_kept = None
-    if measured.joules_per_1k is not None and point.joules_per_1k is not None and uncertainty is not None:
-        joules_kept = abs(measured.joules_per_1k / point.joules_per_1k - 1) <= uncertainty
+    bounds = joules_bounds(point)
+    if measured.joules_per_1k is not None and bounds is not None and uncertainty is not None:
+        least, most = bounds
+        joules_kept = least * (1 - uncertainty) <= measured.joules_per_1k <= most * (1 + uncertainty)
     return Verdict(
         measured.accuracy >= point.accuracy_lower - slack,
         joules_kept,
         measured.cpu_seconds_per_1k / full.cpu_seconds_per_1k,
         measured.accuracy / full.accuracy if full.accuracy else float("nan"),
     )
+
+
+def joules_bounds(point: OperatingPoint) -> tuple[float, float] | None:
+    """Joules of 1,000 answers in full batches and alone, tokenizing included; None where any of it is unknown."""
+    least, most = point.answer_joules_per_1k, point.alone_joules_per_1k
+    if least is None or most is None or point.tokenizing_cpu_seconds_per_1k is None:
+        return None
+    return min(least, most), max(least, most)
 
 
 def labelled(path: Path, labels: Sequence[str], limit: int | None) -> list[Question]:
@@ -209,7 +220,7 @@ def table(manifest: Manifest, found: Sequence[Measured]) -> Table:
     for one in found:
         point = one.point
         verdict = judge(one, full, uncertainty_of(manifest, point))
-        promised = point.cpu_seconds_per_1k / full.point.cpu_seconds_per_1k
+        promised = point.answer_cpu_seconds_per_1k / full.point.answer_cpu_seconds_per_1k
         shown.add_row(
             point.name,
             f"{one.accuracy:.2%}{'' if verdict.accuracy_kept else ' !'}",
@@ -219,14 +230,19 @@ def table(manifest: Manifest, found: Sequence[Measured]) -> Table:
             f"{verdict.cpu_share:.0%}",
             f"{promised:.0%}",
             _joules(one.joules_per_1k) + (" !" if verdict.joules_kept is False else ""),
-            _joules(point.joules_per_1k),
+            _span(point),
             f"{median(p.p99_ms for p in one.passes):.0f} ms",
         )
     return shown
 
 
 def _joules(joules: float | None) -> str:
-    return "-" if joules is None else f"{joules:.1f}"
+    return "-" if joules is None else f"{joules:.2f}"
+
+
+def _span(point: OperatingPoint) -> str:
+    bounds = joules_bounds(point)
+    return _joules(point.answer_joules_per_1k) if bounds is None else f"{bounds[0]:.2f} - {bounds[1]:.2f}"
 
 
 def cascade_line(manifest: Manifest, found: Sequence[Measured]) -> str:

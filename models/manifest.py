@@ -140,8 +140,32 @@ class OperatingPoint(_Frozen):
     accuracy_lower: float = Field(ge=0, le=1)
     relative_accuracy: float = Field(ge=0)
     relative_accuracy_lower: float | None = Field(default=None, ge=0, description="paired bootstrap, one-sided 95 %")
-    cpu_seconds_per_1k: float = Field(gt=0)
-    joules_per_1k: float | None = Field(default=None, gt=0)
+    cpu_seconds_per_1k: float = Field(gt=0, description="of the graphs, in batches as a busy server forms them")
+    joules_per_1k: float | None = Field(default=None, gt=0, description="dynamic joules of the same")
+    tokenizing_cpu_seconds_per_1k: float | None = Field(
+        default=None, gt=0, description="comes on top; a cascade tokenizes once; None: not measured"
+    )
+    alone_cpu_seconds_per_1k: float | None = Field(
+        default=None, gt=0, description="of texts that come alone, tokenizing included; None: not measured"
+    )
+
+    @property
+    def answer_cpu_seconds_per_1k(self) -> float:
+        """In batches, tokenizing included where it was measured."""
+        return self.cpu_seconds_per_1k + (self.tokenizing_cpu_seconds_per_1k or 0.0)
+
+    @property
+    def answer_joules_per_1k(self) -> float | None:
+        """The joules of `answer_cpu_seconds_per_1k`, at as many joules a CPU-second as the graphs drew."""
+        return self._joules(self.answer_cpu_seconds_per_1k)
+
+    @property
+    def alone_joules_per_1k(self) -> float | None:
+        """The joules of `alone_cpu_seconds_per_1k`, likewise; None where either was not measured."""
+        return None if self.alone_cpu_seconds_per_1k is None else self._joules(self.alone_cpu_seconds_per_1k)
+
+    def _joules(self, cpu_seconds: float) -> float | None:
+        return None if self.joules_per_1k is None else self.joules_per_1k * cpu_seconds / self.cpu_seconds_per_1k
 
 
 class TargetCpu(_Frozen):

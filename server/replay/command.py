@@ -83,9 +83,10 @@ def allowed(points: Sequence[OperatingPoint], settings: ShapingSettings) -> tupl
 def swing_joules(points: Sequence[OperatingPoint], settings: ShapingSettings) -> float:
     """What the dial moves from end to end, joules per 1,000 answers (CPU-seconds where joules were not measured)."""
     best, least = allowed(points, settings)
-    if best.joules_per_1k is not None and least.joules_per_1k is not None:
-        return best.joules_per_1k - least.joules_per_1k
-    return best.cpu_seconds_per_1k - least.cpu_seconds_per_1k
+    joules = best.answer_joules_per_1k, least.answer_joules_per_1k
+    if joules[0] is not None and joules[1] is not None:
+        return joules[0] - joules[1]
+    return best.answer_cpu_seconds_per_1k - least.answer_cpu_seconds_per_1k
 
 
 def sweep(

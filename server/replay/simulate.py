@@ -150,7 +150,7 @@ class _Feed:
 
 def _costs(points: Sequence[OperatingPoint]) -> list[float]:
     """Joules per 1,000 answers of every point; where one was not measured, CPU-seconds stand in for all."""
-    measured = [point.joules_per_1k for point in points]
+    measured = [point.answer_joules_per_1k for point in points]
     if all(joules is not None for joules in measured):
         return [float(joules) for joules in measured if joules is not None]
-    return [point.cpu_seconds_per_1k for point in points]
+    return [point.answer_cpu_seconds_per_1k for point in points]

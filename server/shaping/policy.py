@@ -309,7 +309,7 @@ def _towards(level: float, wanted: float, elapsed_s: float, settings: ShapingSet
 
 def _cost_share(points: Sequence[OperatingPoint], index: int) -> float:
     """What the point costs, as a share of full quality."""
-    return points[index].cpu_seconds_per_1k / points[0].cpu_seconds_per_1k
+    return points[index].answer_cpu_seconds_per_1k / points[0].answer_cpu_seconds_per_1k
 
 
 def _by_rank(signal: Intensity | None, settings: ShapingSettings) -> bool:

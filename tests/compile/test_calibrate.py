@@ -224,7 +224,7 @@ def variants(inputs: dict[str, Artifact]) -> tuple[Variant, ...]:
 def test_points_run_from_full_quality_to_cheapest_with_cascades_between(
     known: dict[str, Any], variants: tuple[Variant, ...]
 ) -> None:
-    points, left_out = choose_points(variants, known)
+    points, left_out = choose_points(variants, known, {})
     assert (points[0].name, points[-1].name) == ("full", "nano")
     costs = [point.cpu_seconds_per_1k for point in points]
     assert costs == sorted(costs, reverse=True)
@@ -243,21 +243,36 @@ def test_points_run_from_full_quality_to_cheapest_with_cascades_between(
     assert not {point.name for point in points} & set(left_out)
 
 
+def test_points_say_what_answers_cost_from_the_text_on_and_a_cascade_tokenizes_once(
+    known: dict[str, Any], variants: tuple[Variant, ...]
+) -> None:
+    answered = {
+        "tokenizing_cpu_seconds_per_1k": 0.05,
+        "alone_cpu_seconds_per_1k": {name: 2 * cost + 0.05 for name, cost in COSTS.items()},
+    }
+    points, _ = choose_points(variants, known, answered)
+    for point in points:
+        assert point.answer_cpu_seconds_per_1k == pytest.approx(point.cpu_seconds_per_1k + 0.05)
+        assert point.alone_cpu_seconds_per_1k == pytest.approx(2 * point.cpu_seconds_per_1k + 0.05)
+        assert point.alone_joules_per_1k == pytest.approx(3 * (2 * point.cpu_seconds_per_1k + 0.05))
+    assert any(point.cascade is not None for point in points)
+
+
 def test_a_cascade_that_the_test_texts_show_beaten_is_left_out_with_the_winner(
     known: dict[str, Any], variants: tuple[Variant, ...]
 ) -> None:
     name = next(iter(known["judged"]))
     poor = {**known["judged"][name], "accuracy": 0.1, "accuracy_lower": 0.05}
-    points, left_out = choose_points(variants, {**known, "judged": {**known["judged"], name: poor}})
+    points, left_out = choose_points(variants, {**known, "judged": {**known["judged"], name: poor}}, {})
     assert name not in [point.name for point in points]
     assert left_out[name] == "'nano' is no dearer and no worse on test texts"
     dear = {**known["judged"][name], "cpu_seconds_per_1k": 10.5}
-    _, left_out = choose_points(variants, {**known, "judged": {name: dear}})
+    _, left_out = choose_points(variants, {**known, "judged": {name: dear}}, {})
     assert left_out[name] == "measured no cheaper than 'full'"
 
 
 def test_without_calibration_the_variants_on_the_front_are_the_points(variants: tuple[Variant, ...]) -> None:
-    points, left_out = choose_points(variants, {})
+    points, left_out = choose_points(variants, {}, {})
     assert [point.name for point in points] == ["full", "nano"]
     assert left_out == {}
     for point in points:
@@ -268,7 +283,7 @@ def test_without_calibration_the_variants_on_the_front_are_the_points(variants: 
 def test_every_cascade_is_reported_with_its_figures_and_the_unpublished_with_the_reason(
     known: dict[str, Any], variants: tuple[Variant, ...]
 ) -> None:
-    points, left_out = choose_points(variants, known)
+    points, left_out = choose_points(variants, known, {})
     published = {point.name for point in points if point.cascade is not None}
     made = {one["name"]: one for one in cascade_candidates(known, {point.name for point in points}, left_out)}
     assert set(made) == {one["name"] for one in known["rated"]} - {"full", "nano"}

@@ -68,6 +68,10 @@ def test_a_run_publishes_sound_variants_with_their_evidence(published: tuple[Pat
         assert shown.compile_cpu_seconds > 0
         assert len(shown.latency) > 3
         assert (version.path / variant.model.path).stat().st_size == shown.size_bytes
+    for point in manifest.points:
+        assert point.tokenizing_cpu_seconds_per_1k is not None
+        assert point.alone_cpu_seconds_per_1k is not None
+        assert point.alone_cpu_seconds_per_1k > point.tokenizing_cpu_seconds_per_1k > 0
     assert manifest.variant("lite").lineage == (
         "finetune", "teach", "drop_layers", "distil", "probe_forms", "export", "quantize"
     )  # fmt: skip

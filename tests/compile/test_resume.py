@@ -21,7 +21,7 @@ pytestmark = pytest.mark.trains
 _WAIT_SECONDS = 300
 PASSES = (
     "finetune", "probe_forms", "export", "evaluate", "quantize", "teach", "drop_layers", "distil", "prune_units",
-    "reconstruct", "qat", "measure", "calibrate",
+    "reconstruct", "qat", "measure", "calibrate", "answer",
 )  # fmt: skip
 # Figures of a clock or a meter: no two runs have the same.
 MEASURED = {

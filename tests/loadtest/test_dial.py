@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loadtest.dial import Measured, Pass, cascade_line, judge, labelled, table, to_dict
-from models.manifest import Manifest
+from models.manifest import Manifest, OperatingPoint
 from models.store import Store
 from tests.support.tiny_family import CASCADE, publish_tiny_family
 
@@ -29,13 +29,37 @@ def test_accuracy_is_kept_down_to_the_manifest_s_bound_and_what_sampling_explain
     assert not judge(once(manifest, 0, lower - 0.05, 4), full, None).accuracy_kept
 
 
-def test_joules_are_kept_within_the_meter_s_uncertainty_and_unjudged_where_unmeasured(manifest: Manifest) -> None:
-    point = manifest.points[0].model_copy(update={"joules_per_1k": 10.0})
-    full = Measured(point, [Pass(0.97, 4, 14.0, 10.0, 0, 1000, 0)])
-    assert judge(full, full, 0.5).joules_kept is True
-    assert judge(full, full, 0.3).joules_kept is False
-    assert judge(full, full, None).joules_kept is None
-    assert judge(Measured(point, [Pass(0.97, 4, None, 10.0, 0, 1000, 0)]), full, 0.5).joules_kept is None
+def with_joules(manifest: Manifest, tokenizing: float | None, alone: float | None) -> OperatingPoint:
+    cpu = manifest.points[0].cpu_seconds_per_1k
+    return manifest.points[0].model_copy(
+        update={
+            "joules_per_1k": 2 * cpu,
+            "tokenizing_cpu_seconds_per_1k": tokenizing,
+            "alone_cpu_seconds_per_1k": alone,
+        }
+    )
+
+
+def kept(point: OperatingPoint, joules: float | None, uncertainty: float | None) -> bool | None:
+    measured = Measured(point, [Pass(0.97, 4, joules, 10.0, 0, 1000, 0)])
+    return judge(measured, measured, uncertainty).joules_kept
+
+
+def test_joules_lie_between_full_batches_and_single_texts_within_the_meter_s_uncertainty(manifest: Manifest) -> None:
+    cpu = manifest.points[0].cpu_seconds_per_1k
+    point = with_joules(manifest, tokenizing=1.0, alone=3 * cpu)
+    least, most = 2 * (cpu + 1), 2 * 3 * cpu
+    assert [kept(point, joules, 0.1) for joules in (least, most, 0.91 * least, 1.09 * most)] == [True] * 4
+    assert [kept(point, joules, 0.1) for joules in (0.89 * least, 1.11 * most)] == [False] * 2
+
+
+def test_joules_are_unjudged_where_anything_about_them_was_not_measured(manifest: Manifest) -> None:
+    cpu = manifest.points[0].cpu_seconds_per_1k
+    whole = with_joules(manifest, 1.0, 3 * cpu)
+    assert kept(whole, 4 * cpu, None) is None
+    assert kept(whole, None, 0.5) is None
+    assert kept(with_joules(manifest, None, 3 * cpu), 4 * cpu, 0.5) is None
+    assert kept(with_joules(manifest, 1.0, None), 4 * cpu, 0.5) is None
 
 
 @pytest.mark.parametrize(

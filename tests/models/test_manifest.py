@@ -33,6 +33,18 @@ def test_every_file_is_listed_with_the_tokenizer_first(tiny_version: Version) ->
     assert names == ["tokenizer.json", "full.onnx", "lite.onnx", "nano.onnx"]
 
 
+def test_a_manifest_without_the_cost_of_tokenizing_is_read_and_counts_the_graphs_alone(tiny_version: Version) -> None:
+    tree = changed(tiny_version)
+    for point in tree["points"]:
+        del point["tokenizing_cpu_seconds_per_1k"], point["alone_cpu_seconds_per_1k"]
+        point["joules_per_1k"] = 5.0
+    for point in Manifest.model_validate(tree).points:
+        assert point.tokenizing_cpu_seconds_per_1k is None
+        assert point.alone_joules_per_1k is None
+        assert point.answer_cpu_seconds_per_1k == point.cpu_seconds_per_1k
+        assert point.answer_joules_per_1k == pytest.approx(5.0)
+
+
 def _first(items: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
     return [{**items[0], **changes}, *items[1:]]
 

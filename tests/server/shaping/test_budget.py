@@ -202,3 +202,17 @@ def test_the_course_of_a_budget_is_told_in_shares_of_it_and_of_its_period(period
     assert course(state, now, chosen) == {"spent_ratio": 0.25, "elapsed_ratio": pytest.approx(elapsed)}
     assert course(replace(state, period="2024-04"), now, chosen)["spent_ratio"] == 0.0  # type: ignore[index]
     assert course(replace(state, unit="kwh"), now, chosen) is None
+
+
+def test_what_a_cheaper_point_saves_is_less_where_tokenizing_was_measured() -> None:
+    now = BEGIN + timedelta(hours=12)
+    state = PolicyState(budget=BudgetState("2024-05-01", spent=150, full_per_hour=17.0, measured_hours=24), decided=now)
+    signal = Intensity("Z", "test", now, 400, "live")
+    dear = tuple(one.model_copy(update={"tokenizing_cpu_seconds_per_1k": 1.0}) for one in POINTS)
+    (_, bare), (_, whole) = (
+        decide(state, signal, settings(swing_s=0), 0.0, points, Inputs(now)) for points in (POINTS, dear)
+    )
+    assert bare.split is not None
+    assert whole.split is not None
+    # 12.5 of 17 grams an hour are left: 26 % less. A half is saved by the graph alone, a third with tokenizing.
+    assert (bare.split.share, whole.split.share) == (0.53, 0.79)
