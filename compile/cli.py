@@ -154,8 +154,11 @@ def _conclude(console: Console, result: Result, store: Path, seconds: float) -> 
         console.print(f"  left out: {name}: {reason}", style="yellow", soft_wrap=True, markup=False)
     console.print(_about_joules(version.manifest), soft_wrap=True, markup=False)
     console.print(f"result: {version.path}", soft_wrap=True, markup=False)
-    if result.report is not None and result.report.is_file():
+    if result.report_failed is None:
         console.print(f"report: {result.report}", soft_wrap=True, markup=False)
+    else:
+        problem = f"report: not written ({result.report_failed}); `jouleserve-compile report --out FOLDER` writes it"
+        console.print(problem, style="yellow", soft_wrap=True, markup=False)
     where = "" if store == Path("var/store") else f" --store {store}"
     console.print(f"next:   jouleserve up --family {version.family}{where}", soft_wrap=True, markup=False)
 
@@ -166,18 +169,23 @@ def _about_joules(manifest: Manifest) -> str:
     return f"joules: source {evidence.energy_source}" + ("" if band is None else f", ±{band:.0%}")
 
 
-def main() -> None:
-    """Entry point; turns the errors a user can act on into one line and an exit code."""
+def guarded(program: str, run: Callable[[], object]) -> None:
+    """Run a command; turns the errors that a user can act on into one line and an exit code."""
     # The meter warns that it estimates; the end of a run says so in its place.
     logging.getLogger("energy").setLevel(logging.ERROR)
     try:
-        app()
+        run()
     except InputError as error:
-        sys.stderr.write(f"jouleserve-compile: {error}\n")
+        sys.stderr.write(f"{program}: {error}\n")
         raise SystemExit(2) from None
     except (CompileError, StoreError) as error:
-        sys.stderr.write(f"jouleserve-compile: {error}\n")
+        sys.stderr.write(f"{program}: {error}\n")
         raise SystemExit(1) from None
+
+
+def main() -> None:
+    """Entry point."""
+    guarded("jouleserve-compile", app)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,13 @@ class Busy(CompileError):
     """Another run holds the work folder."""
 
 
+class Unfinished(CompileError):
+    """The machine failed the run: too little memory, or a check that took too long. What was made is kept."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}. Remedy: free the machine, then run the same command; it goes on where this stopped.")
+
+
 class RequirementFailed(CompileError):
     """A pass was given inputs that it cannot work on."""
 
@@ -94,6 +101,11 @@ def storage_error(error: BaseException, store: Path, work: Path) -> StorageError
     places = [getattr(error, name, None) for name in ("filename", "filename2")]
     field, folder = ("store", store) if any(_inside(place, store) for place in places) else ("work", work)
     return StorageError(field, f"{kind} ({words.splitlines()[0][:200]}); the folder is {folder}", remedy)
+
+
+def of_the_machine(error: BaseException) -> bool:
+    """Whether a failure says nothing of what was tried: the disk or the memory failed, and another time it may work."""
+    return isinstance(error, OSError | MemoryError) or bool(_FULL_WORDS.search(str(error)))
 
 
 def _inside(place: object, folder: Path) -> bool:

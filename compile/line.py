@@ -99,7 +99,12 @@ class Line:
         stages = self.teacher_stages()
         teacher = stages[-1]
         probe = ProbeForms(
-            recipe.export.forms, recipe.export.opset, self.cpu.reduce_range, recipe.measure.repeats, self.cpu.model
+            recipe.export.forms,
+            recipe.export.opset,
+            self.cpu.reduce_range,
+            recipe.measure.repeats,
+            self.cpu.model,
+            recipe.measure.batch_rows,
         )
         forms = self._run("teacher", probe, {"data": self.data, "teacher": teacher})
         reference = Candidate(REFERENCE, lineage=[*stages, forms])
@@ -168,7 +173,7 @@ class Line:
         candidate.fp32_evaluation = fp32_evaluation
         settings = spec.quantize_spec(self.recipe.quantize)
         floor = spec.min_relative_accuracy
-        quantize = Quantize(settings, self.cpu.reduce_range, self.recipe.measure.batch_rows, floor)
+        quantize = Quantize(settings, self.recipe.seed, self.cpu.reduce_range, self.recipe.measure.batch_rows, floor)
         candidate.graph = self._run(spec.name, quantize, {"data": self.data, "graph": fp32_graph, "teacher": teacher})
         candidate.lineage.append(candidate.graph)
         references = {"fp32": fp32_evaluation, "teacher": reference.evaluation}

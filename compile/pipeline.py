@@ -19,6 +19,7 @@ from compile.errors import RecipeError, StorageError, storage_error
 from compile.families import family_of
 from compile.measure.cpu import this_cpu
 from compile.passes.base import Artifact, Context
+from compile.passes.versions import VERSIONS
 from compile.recipe import Recipe
 from compile.runner import Reporter, Runner, Silent, exclusive
 from compile.shifting import Shift
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from compile.line import Line
 
 LINE_VERSION = 2
-"""Raise it when the same recipe must be compiled again although its passes kept their versions."""
+"""Raise it when the same recipe must be published again although its passes kept their versions."""
 RUN_KEY = "run_sha256"
 STAGING = "staging"
 """Folder of the work folder where a version is put together."""
@@ -43,7 +44,9 @@ class Result:
     version: Version
     found: bool
     failures: dict[str, str]
-    report: Path | None
+    report: Path
+    report_failed: str | None = None
+    """Why the report could not be written, where that is so; the version is published all the same."""
 
 
 def run_key(recipe: Recipe, dataset_digest: str, base: Base, cpu: TargetCpu) -> str:
@@ -58,6 +61,7 @@ def run_key(recipe: Recipe, dataset_digest: str, base: Base, cpu: TargetCpu) -> 
         "base": base.digest,
         "cpu": cpu.model_dump(mode="json"),
         "line": LINE_VERSION,
+        "passes": dict(VERSIONS),
         "libraries": library_versions(),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -67,6 +71,7 @@ def compile_recipe(
     recipe: Recipe, store: Store, work: Path, reporter: Reporter | None = None, shift: Shift | None = None
 ) -> Result:
     """Compile and publish a recipe, or find that it was. A `shift` is the reporter then, and waits between passes.
+    A report that cannot be written fails nothing: `Result.report_failed` says why.
 
     Raises InputError: for the recipe, its data or base before anything is written; for a floor that nothing meets or a
     store or work folder that cannot be written, with the store as it was. GateFailed if full quality misses a gate that
@@ -79,7 +84,7 @@ def compile_recipe(
     key = run_key(recipe, dataset.digest(), base, cpu)
     found = _in_store(store, recipe.family, key)
     if found is not None:
-        return Result(found, True, {}, report_path(store, found))
+        return Result(found, True, {}, *_reported(store, found))
     _check_writable("store", store.root)
     _check_writable("work", work)
     try:
@@ -105,14 +110,25 @@ def _compile(
 ) -> Result:
     line = _line(recipe, dataset, base, cpu, work, reporter, shift)
     from compile.publish import publish
-    from compile.report import write_report
 
     outcome = line.run()
     context = line.runner.context
     version = publish(recipe, key, outcome, context, cpu, position_limit(base), store, work / STAGING)
-    report = write_report(version, report_path(store, version))
     failures = {c.name: c.reason for c in outcome.candidates if c.reason is not None}
-    return Result(version, False, failures, report)
+    return Result(version, False, failures, *_reported(store, version))
+
+
+def _reported(store: Store, version: Version) -> tuple[Path, str | None]:
+    """The version's report, written unless it is there; and why it could not be, where that is so."""
+    path = report_path(store, version)
+    try:
+        if not path.is_file():
+            from compile.report import write_report
+
+            write_report(version, path)
+    except OSError as error:
+        return path, str(error)
+    return path, None
 
 
 def trained_teacher(recipe: Recipe, work: Path, reporter: Reporter | None = None) -> tuple[Artifact, Context]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from compile.errors import RequirementFailed
+from compile.errors import StorageError
 from compile.families.table import present
 from compile.model import Classifier
 from compile.text import Encoded, Ints, feed, sorted_batches
@@ -98,7 +98,7 @@ def keep_states(
 ) -> TokenStates:
     """Run a watched teacher over all rows and keep what it saw in `folder`, unless it is there from a killed run.
 
-    Raises RequirementFailed where the disk is too small.
+    Raises StorageError where the disk is too small.
     """
     path, starts = folder / STATES, np.concatenate([[0], np.cumsum(encoded.lengths)])
     model.eval()
@@ -131,10 +131,10 @@ def _seen(model: Classifier, watch: Watch, encoded: Encoded, rows: Sequence[int]
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise RequirementFailed(
-            f"hidden_weight, relation_weight: the teacher's token vectors take {needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free in {folder}. "
-            "Remedy: lower data.max_train_rows or max_tokens, or set both weights to 0"
+        raise StorageError(
+            "work",
+            f"the teacher's token vectors take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free in {folder}",
+            "free space, lower data.max_train_rows or max_tokens, or set hidden_weight and relation_weight to 0",
         )
 
 

@@ -30,6 +30,14 @@ Ranges = Mapping[str, tuple[float, float]]
 _FAR_SHARE = 1e-5
 """The share of values that a percentile range leaves out at either end."""
 _PRODUCTS = ["MatMul", "Gemm"]
+_ALL_PRODUCTS = (*_PRODUCTS, "MatMulInteger", "MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+_SHORT = (
+    onnx.TensorProto.INT8,
+    onnx.TensorProto.UINT8,
+    onnx.TensorProto.INT4,
+    onnx.TensorProto.UINT4,
+    onnx.TensorProto.FLOAT16,
+)
 _INT8_COMPUTE = 4
 """`accuracy_level` at which a 4-bit product rounds its activations to 8 bits by blocks, the fastest on a CPU."""
 
@@ -41,7 +49,7 @@ def quantize_int8(
 
     `keep_fp32` names nodes left alone; `embeddings` says whether large tables become int8 (see `graph.embeddings`).
     `reduce_range` (7-bit weights) is for CPUs whose 8-bit dot products saturate.
-    Returns the names of the matrix products that were quantized.
+    Returns the names of the matrix products that are to be; `products_in_fewer_bits` counts those that are.
     """
     model, named = _prepared(source, keep_fp32, embeddings)
     with _quiet():
@@ -128,6 +136,15 @@ def to_fp16(source: Path, target: Path, keep_fp32: Sequence[str]) -> list[str]:
     onnx.checker.check_model(made.model)
     onnx.save(made.model, str(target))
     return named
+
+
+def products_in_fewer_bits(path: Path) -> int:
+    """Matrix products of a written graph whose constant side has fewer than 32 bits."""
+    model = onnx.load(str(path))
+    short = {i.name for i in model.graph.initializer if i.data_type in _SHORT}
+    # Fixed ranges: an 8-bit constant reaches its product by way of a dequantizer.
+    short |= {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in short}
+    return sum(n.op_type in _ALL_PRODUCTS and n.input[1] in short for n in model.graph.node)
 
 
 def calibrate(

@@ -13,6 +13,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from compile.errors import Unfinished
+
 _FRESH_SECONDS = 60
 _FRESH = """
 import json, sys
@@ -49,7 +51,8 @@ def open_session(path: Path | bytes, threads: int = 1, all_outputs: bool = False
 def fresh_process_difference(path: Path, inputs: Mapping[str, NDArray[np.int64]], scratch: Path) -> float:
     """Largest |difference| of logits between this process and a new one that has onnxruntime and numpy alone.
 
-    Infinite if that process fails or finds torch, transformers or onnx loaded.
+    Infinite if that process fails or finds torch, transformers or onnx loaded. Raises Unfinished if it is killed or
+    takes too long, which says nothing of the file.
     """
     expected = open_session(path).run(["logits"], dict(inputs))[0]
     recorded = scratch / "recorded.npz"
@@ -59,9 +62,11 @@ def fresh_process_difference(path: Path, inputs: Mapping[str, NDArray[np.int64]]
         command = [sys.executable, "-I", "-c", _FRESH, str(path), str(recorded)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_FRESH_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return float("inf")
+        raise Unfinished(f"the check in a fresh process took more than {_FRESH_SECONDS} s") from None
     finally:
         recorded.unlink(missing_ok=True)
+    if done.returncode < 0:
+        raise Unfinished(f"the check in a fresh process was killed by signal {-done.returncode}")
     if done.returncode != 0:
         return float("inf")
     answer = json.loads(done.stdout)

@@ -16,6 +16,7 @@ from tokenizers import Encoding, Tokenizer
 from compile.graph.sessions import open_session
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.export import FILE
+from compile.passes.versions import VERSIONS
 from compile.recipe import MeasureSpec
 from compile.text import Encoded, feed, load_tokenizer
 
@@ -30,6 +31,7 @@ class Answer(Pass):
     """graphs by variant name -> CPU-seconds per 1,000 texts of tokenizing and, by variant, of texts that come alone."""
 
     name = "answer"
+    version = VERSIONS["answer"]
 
     def __init__(self, spec: MeasureSpec, max_tokens: int, cpu_model: str) -> None:
         self.spec, self.max_tokens, self.cpu_model = spec, max_tokens, cpu_model

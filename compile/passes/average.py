@@ -16,6 +16,7 @@ import torch
 from compile.measure.accuracy import torch_outputs
 from compile.model import load
 from compile.passes.base import Context, Gate, Inputs, Pass
+from compile.passes.versions import VERSIONS
 from compile.training import better_than_constant, quality
 
 
@@ -26,6 +27,7 @@ class Average(Pass):
     """
 
     name = "average"
+    version = VERSIONS["average"]
 
     def config(self) -> Mapping[str, Any]:
         """See `Pass.config`."""

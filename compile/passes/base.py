@@ -126,7 +126,7 @@ class Pass(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    """Raise it when the pass's output for the same configuration and inputs changes."""
+    """As in `compile.passes.versions`."""
 
     @abstractmethod
     def config(self) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ from compile.measure.cpu import served_cpu_seconds
 from compile.passes.base import Artifact, Context, Gate, Inputs, Pass
 from compile.passes.evaluate import PREDICTIONS
 from compile.passes.export import FILE
+from compile.passes.versions import VERSIONS
 from compile.recipe import MeasureSpec
 from compile.specs.calibrate import CalibrateSpec
 from compile.text import Encoded
@@ -70,6 +71,7 @@ class Calibrate(Pass):
     """
 
     name = "calibrate"
+    version = VERSIONS["calibrate"]
 
     def __init__(
         self, spec: CalibrateSpec, measure: MeasureSpec, names: Sequence[str], reference: str, seed: int

@@ -19,6 +19,7 @@ from compile.measure.accuracy import torch_outputs
 from compile.model import Classifier, load
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.teach import FILE
+from compile.passes.versions import VERSIONS
 from compile.specs.distil import DistilSpec
 from compile.teaching import (
     STATES,
@@ -42,7 +43,7 @@ class Distil(Pass):
     """
 
     name = "distil"
-    version = 2
+    version = VERSIONS["distil"]
 
     def __init__(self, spec: DistilSpec, seed: int) -> None:
         self.spec, self.seed = spec, seed

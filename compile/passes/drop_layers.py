@@ -16,6 +16,7 @@ from compile.errors import RequirementFailed
 from compile.measure.accuracy import torch_outputs
 from compile.model import Classifier, load
 from compile.passes.base import Context, Gate, Inputs, Pass
+from compile.passes.versions import VERSIONS
 from compile.specs.layers import DropLayersSpec
 from compile.text import Encoded
 
@@ -28,7 +29,7 @@ class DropLayers(Pass):
     """
 
     name = "drop_layers"
-    version = 2
+    version = VERSIONS["drop_layers"]
 
     def __init__(self, spec: DropLayersSpec, seed: int) -> None:
         self.spec, self.seed = spec, seed

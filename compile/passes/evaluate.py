@@ -19,6 +19,7 @@ from compile.measure.accuracy import graph_logits
 from compile.measure.scores import scores
 from compile.passes.base import Artifact, Context, Gate, Inputs, Pass
 from compile.passes.export import FILE
+from compile.passes.versions import VERSIONS
 
 PREDICTIONS = "predictions.npz"
 
@@ -31,7 +32,7 @@ class Evaluate(Pass):
     """
 
     name = "evaluate"
-    version = 5
+    version = VERSIONS["evaluate"]
 
     def __init__(self, batch_rows: int, min_agreement: float, min_relative_accuracy: float) -> None:
         self.batch_rows = batch_rows

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from compile.errors import of_the_machine
 from compile.graph.forms import export_form
 from compile.graph.sessions import fresh_process_difference, open_session
 from compile.measure.size import macs, parameters
 from compile.model import Classifier, load
 from compile.passes.base import Context, Gate, Inputs, Pass
+from compile.passes.versions import VERSIONS
 from compile.text import Ints
 
 FILE = "model.onnx"
@@ -31,7 +33,7 @@ class Export(Pass):
     """
 
     name = "export"
-    version = 2
+    version = VERSIONS["export"]
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
@@ -50,6 +52,8 @@ class Export(Pass):
                 export_form(model, form, context.dataset.pair, self.opset, out / FILE)
                 difference = largest_difference(model, out / FILE, context)
             except Exception as error:  # an exporter may fail in any way; the gate names what is left
+                if of_the_machine(error):
+                    raise
                 tried[form] = f"{type(error).__name__}: {error}"[:300]
                 continue
             tried[form] = f"differs from torch by {difference:.3g}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from compile.measure.accuracy import torch_outputs
 from compile.model import from_base, load
 from compile.passes.base import Context, Gate, Inputs, Pass
+from compile.passes.versions import VERSIONS
 from compile.specs.finetune import FinetuneSpec
 from compile.training import CHECKPOINT, Schedule, better_than_constant, label_loss, quality, train
 
@@ -20,6 +21,7 @@ class Finetune(Pass):
     """data and `base` or `model` -> model folder. Gate: better than always answering the same."""
 
     name = "finetune"
+    version = VERSIONS["finetune"]
 
     def __init__(self, spec: FinetuneSpec, pooling: str, seed: int, max_tokens: int) -> None:
         self.spec, self.pooling, self.seed, self.max_tokens = spec, pooling, seed, max_tokens

@@ -23,6 +23,7 @@ from compile.measure.accuracy import torch_outputs
 from compile.model import load
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.prune_units import training_sample
+from compile.passes.versions import VERSIONS
 from compile.replay import Replay
 from compile.specs.prune import LowRankSpec
 from compile.surgery import weight_of
@@ -45,6 +46,7 @@ class LowRank(Pass):
     """
 
     name = "low_rank"
+    version = VERSIONS["low_rank"]
 
     def __init__(self, spec: LowRankSpec, seed: int, cpu: TargetCpu, batch_rows: int) -> None:
         self.spec, self.seed, self.cpu, self.batch_rows = spec, seed, cpu, batch_rows

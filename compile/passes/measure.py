@@ -10,6 +10,7 @@ from compile.graph.sessions import open_session
 from compile.measure.cpu import fit_cost, latency_cells, padding_share, served_cpu_seconds
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.export import FILE
+from compile.passes.versions import VERSIONS
 from compile.recipe import MeasureSpec
 from energy.meter import measure_process
 
@@ -21,7 +22,7 @@ class Measure(Pass):
     """graphs by variant name -> per variant CPU-seconds and joules per 1,000 texts, latency cells, cost model."""
 
     name = "measure"
-    version = 3
+    version = VERSIONS["measure"]
 
     def __init__(self, spec: MeasureSpec, max_tokens: int, cpu_model: str) -> None:
         self.spec, self.max_tokens, self.cpu_model = spec, max_tokens, cpu_model

@@ -19,6 +19,7 @@ from compile.model import Classifier, load
 from compile.passes.base import Artifact, Context, Gate, Inputs, Pass
 from compile.passes.export import sample_inputs
 from compile.passes.time_widths import Int8Export, int8_session, sample
+from compile.passes.versions import VERSIONS
 from compile.pruning import Kept, within_cost, within_numbers
 from compile.scoring import Gradients, gate_gradients
 from compile.specs.prune import PruneUnitsSpec
@@ -39,6 +40,7 @@ class PruneUnits(Pass):
     """
 
     name = "prune_units"
+    version = VERSIONS["prune_units"]
 
     def __init__(self, spec: PruneUnitsSpec, seed: int) -> None:
         self.spec, self.seed = spec, seed

@@ -16,6 +16,7 @@ from compile.measure.accuracy import Floats, torch_outputs
 from compile.model import Classifier, load
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.teach import FILE
+from compile.passes.versions import VERSIONS
 from compile.rounding import rounded
 from compile.specs.quantize import QatSpec
 from compile.teaching import answer_loss
@@ -31,6 +32,7 @@ class Qat(Pass):
     """
 
     name = "qat"
+    version = VERSIONS["qat"]
 
     def __init__(self, spec: QatSpec, seed: int) -> None:
         self.spec, self.seed = spec, seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from compile.graph.quantization import (
     by_sensitivity,
     calibrate,
     head_nodes,
+    products_in_fewer_bits,
     quantize_4bit,
     quantize_int8,
     quantize_static,
@@ -24,6 +26,7 @@ from compile.graph.smoothing import smooth
 from compile.measure.accuracy import Floats, graph_logits
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.export import FILE, MAX_DIFFERENCE, masked_row_infinities, sample_inputs
+from compile.passes.versions import VERSIONS
 from compile.specs.quantize import QuantizeSpec
 from compile.training import quality
 
@@ -59,18 +62,19 @@ class Quantize(Pass):
     """
 
     name = "quantize"
-    version = 6
+    version = VERSIONS["quantize"]
 
     def __init__(
-        self, spec: QuantizeSpec, reduce_range: bool, batch_rows: int, min_relative_accuracy: float = 0.0
+        self, spec: QuantizeSpec, seed: int, reduce_range: bool, batch_rows: int, min_relative_accuracy: float = 0.0
     ) -> None:
-        self.spec, self.reduce_range, self.batch_rows = spec, reduce_range, batch_rows
+        self.spec, self.seed, self.reduce_range, self.batch_rows = spec, seed, reduce_range, batch_rows
         self.min_relative_accuracy = min_relative_accuracy
 
     def config(self) -> Mapping[str, Any]:
         """See `Pass.config`."""
         return {
             **self.spec.model_dump(),
+            "seed": self.seed,
             "reduce_range": self.reduce_range,
             "batch_rows": self.batch_rows,
             "min_relative_accuracy": self.min_relative_accuracy,
@@ -165,11 +169,11 @@ class Quantize(Pass):
         }
 
     def _calibration_batches(self, context: Context) -> list[list[int]]:
-        """Batches of the first training texts: as many as the spec says and memory allows."""
+        """Batches of random training texts (files may be sorted by label): as many as the spec and memory allow."""
         rows: list[int] = []
-        tokens = 0
-        for row, length in enumerate(context.train.lengths[: self.spec.calibration_texts].tolist()):
-            tokens += length
+        tokens, total = 0, len(context.train)
+        for row in random.Random(f"calibration/{self.seed}").sample(range(total), total)[: self.spec.calibration_texts]:
+            tokens += len(context.train.ids[row])
             if rows and tokens > _CALIBRATION_TOKENS:
                 break
             rows.append(row)
@@ -188,7 +192,7 @@ class Quantize(Pass):
         least = int(self.spec.method != "none" and meta["layers"] > 0)
         return [
             Gate(agreed, meta["validation_agreement"], self.spec.min_agreement, detail=detail, field=_FIELD),
-            Gate("products in fewer bits", meta["quantized_products"], least),
+            Gate("products in fewer bits", products_in_fewer_bits(out / FILE), max(least, meta["quantized_products"])),
             Gate("difference that smoothing makes in fp32", meta["smoothing_difference"], MAX_DIFFERENCE * unit, True),
             Gate("logits that are not finite", masked_row_infinities(out / FILE, context), 0, True),
             Gate("difference in a fresh process", fresh_process_difference(out / FILE, sample, out), same, True),

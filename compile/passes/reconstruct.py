@@ -15,6 +15,7 @@ from compile.measure.accuracy import torch_outputs
 from compile.model import Classifier, load
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.prune_units import training_sample
+from compile.passes.versions import VERSIONS
 from compile.replay import Replay
 from compile.specs.prune import ReconstructSpec
 from compile.surgery import output_projections, weight_of
@@ -35,6 +36,7 @@ class Reconstruct(Pass):
     """
 
     name = "reconstruct"
+    version = VERSIONS["reconstruct"]
 
     def __init__(self, spec: ReconstructSpec, seed: int) -> None:
         self.spec, self.seed = spec, seed

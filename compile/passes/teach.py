@@ -12,6 +12,7 @@ import torch
 from compile.measure.accuracy import torch_outputs
 from compile.model import load
 from compile.passes.base import Context, Gate, Inputs, Pass
+from compile.passes.versions import VERSIONS
 
 FILE = "teacher.npz"
 
@@ -20,6 +21,7 @@ class Teach(Pass):
     """teacher -> teacher.npz with `logits` [rows, labels] and `pooled` [rows, hidden], float32."""
 
     name = "teach"
+    version = VERSIONS["teach"]
 
     def config(self) -> Mapping[str, Any]:
         """See `Pass.config`."""

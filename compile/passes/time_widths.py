@@ -17,6 +17,7 @@ from compile.measure.widths import WidthTable, measured_counts, table_of
 from compile.model import Classifier
 from compile.model import load as load_model
 from compile.passes.base import Context, Gate, Inputs, Pass
+from compile.passes.versions import VERSIONS
 from compile.surgery import Widths, cut_to, widths_of
 from compile.text import Encoded
 
@@ -44,6 +45,7 @@ class TimeWidths(Pass):
     """
 
     name = "time_widths"
+    version = VERSIONS["time_widths"]
 
     def __init__(self, opset: int, reduce_range: bool, repeats: int, cpu_model: str, batch_rows: int) -> None:
         self.opset, self.reduce_range, self.repeats = opset, reduce_range, repeats

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from compile.errors import InputError
+from compile.cli import guarded
+from compile.errors import FloorError, GateFailed, InputError
 from compile.live import watched
 from compile.pipeline import compile_recipe
 from compile.recipe import load_recipe
@@ -43,7 +43,6 @@ def main(
     results: Annotated[Path, typer.Option(help="Where each cell's figures go.")] = Path("var/study/results"),
 ) -> None:
     """Run what is not done yet (again the same command after a kill), print the tables."""
-    logging.getLogger("energy").setLevel(logging.ERROR)
     console = Console(highlight=False, soft_wrap=True)
     scale: Scale = "quick" if quick else "whole" if (_has_gpu() if whole is None else whole) else "small"
     if not tables:
@@ -54,7 +53,11 @@ def main(
             for name in RECIPES if recipes and not quick else ():
                 console.print(f"recipe {name}")
                 recipe = load_recipe(_HERE / "recipes" / f"{name}.yaml", {"data": str(texts / name)})
-                made = compile_recipe(recipe, Store(folder / "store"), folder / "work", reporter)
+                try:
+                    made = compile_recipe(recipe, Store(folder / "store"), folder / "work", reporter)
+                except (FloorError, GateFailed) as error:
+                    console.print(f"  no result: {error}", markup=False)
+                    continue
                 _keep(results / f"{name}.json", figures(made.version.manifest))
             planned = [
                 cell
@@ -96,4 +99,4 @@ def _keep(path: Path, made: object) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    guarded("compile.study", lambda: typer.run(main))

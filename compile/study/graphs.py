@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from compile.cli import guarded
 from compile.graph.forms import export_form
 from compile.graph.quantization import quantize_int8
 from compile.graph.sessions import open_session
@@ -74,4 +75,4 @@ def measured(recipe: Recipe, folder: Path, reporter: Reporter) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    guarded("compile.study.graphs", lambda: typer.run(main))

@@ -7,7 +7,7 @@ seed. Every cell says so in its result (`Cell.described`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,10 +92,10 @@ def cells(scale: Scale = "small") -> tuple[Cell, ...]:
     return tuple(Cell(family, dataset, scale) for dataset in SETS for family in FAMILIES)
 
 
-def recipe_of(cell: Cell, data_folder: str, finetune: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
+def recipe_of(cell: Cell, data_folder: str, teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The cell's recipe as plain data; `data_folder` holds one folder a set.
 
-    `finetune` replaces how the teacher is trained, where another recipe has a better teacher of the same set.
+    `teacher` are fields that replace how the teacher is trained, where another recipe has a better one of the set.
     """
     size = cell.size
     rate, distil_rate = (1e-4, 3e-4) if cell.pretrained else (1e-3, 1e-3)
@@ -112,10 +112,11 @@ def recipe_of(cell: Cell, data_folder: str, finetune: Sequence[Mapping[str, Any]
         "max_tokens": size.max_tokens,
         # A small model's steps are too short to be shared between threads.
         "threads": 2 if cell.pretrained else 1,
-        "finetune": list(finetune or [{**shared, "epochs": size.epochs, "learning_rate": rate, "dropout": 0.1}]),
+        "finetune": [{**shared, "epochs": size.epochs, "learning_rate": rate, "dropout": 0.1}],
         "export": {"forms": ["ragged", "torchscript"]},
         "measure": {"texts": 512},
         "variants": list(_variants({**shared, "epochs": size.epochs - 1, "learning_rate": distil_rate})),
+        **(teacher or {}),
     }
 
 

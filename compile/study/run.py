@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compile.errors import CompileError
+from compile.errors import FloorError, GateFailed
 from compile.pipeline import compile_recipe
 from compile.recipe import load_recipe, parse_recipe
 from compile.report import figures
@@ -70,17 +70,18 @@ def _run_cell(cell: Cell, raw: dict[str, Any], folder: Path, reporter: Reporter)
     about = {"cell": cell.name, "model": cell.family, "set": cell.dataset, "size": cell.described, "command": COMMAND}
     try:
         result = compile_recipe(parse_recipe(raw, None, {}), Store(folder / "store"), folder / "work", reporter)
-    except CompileError as error:
+    except (FloorError, GateFailed) as error:  # what the data say; anything else may go well another time
         return {**about, "no_result": str(error)}
     return figures(result.version.manifest) | about
 
 
-def _teacher(cell: Cell, data: Path) -> list[dict[str, Any]] | None:
+def _teacher(cell: Cell, data: Path) -> dict[str, Any] | None:
     name = None if cell.scale == "quick" else _TEACHERS.get((cell.family, cell.dataset))
     if name is None:
         return None
     recipe = load_recipe(_RECIPES / f"{name}.yaml", {"data": str(data / cell.dataset)}, {})
-    return [stage.model_dump(mode="json") for stage in recipe.finetune]
+    stages = [stage.model_dump(mode="json") for stage in recipe.finetune]
+    return {"finetune": stages, "average_stages": recipe.average_stages}
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from compile import cli
+from compile.errors import StorageError, Unfinished
+from compile.pipeline import compile_recipe
+from compile.recipe import parse_recipe
+from models.store import Store
 
 MakeRecipe = Callable[[Path, Path], dict[str, Any]]
 _WAIT_SECONDS = 300
@@ -188,3 +194,69 @@ def test_a_full_disk_ends_with_a_typed_error_and_the_store_as_it_was(
     assert f"jouleserve-compile: {full}: no space is left to write" in done.stderr
     assert "Remedy: " in done.stderr
     assert str(tmp_path / "store") not in done.stdout
+
+
+@pytest.mark.trains
+def test_a_disk_that_is_full_while_a_later_variant_is_exported_ends_the_run_and_the_same_command_makes_it_whole(
+    tiny_base: Path,
+    keyword_csv: Path,
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full disk says nothing of the variant: it must not be published without it."""
+    import compile.passes.export as module
+
+    recipe = parse_recipe(make_recipe(tiny_base, keyword_csv), None, {})
+    store, export, exported = Store(tmp_path / "store"), module.export_form, 0
+
+    def fails_the_second_time(*given: Any) -> None:
+        nonlocal exported
+        exported += 1
+        if exported == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        export(*given)
+
+    monkeypatch.setattr(module, "export_form", fails_the_second_time)
+    with pytest.raises(StorageError, match="no space is left"):
+        compile_recipe(recipe, store, tmp_path / "work")
+    assert store.families() == []
+    again = compile_recipe(recipe, store, tmp_path / "work")
+    assert not again.found
+    assert "lite" in {one.name for one in again.version.manifest.variants}
+
+
+@pytest.mark.trains
+def test_a_report_that_cannot_be_written_fails_nothing_and_is_made_up_for_by_the_next_run(
+    tiny_base: Path, keyword_csv: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = parse_recipe({**make_recipe(tiny_base, keyword_csv), "variants": [{"name": "full"}]}, None, {})
+    in_the_way = tmp_path / "reports"
+    in_the_way.write_text("a file")
+    store = Store(tmp_path / "store")
+    made = compile_recipe(recipe, store, tmp_path / "work")
+    assert made.report_failed
+    assert store.families() == [recipe.family]
+    in_the_way.unlink()
+    again = compile_recipe(recipe, store, tmp_path / "work")
+    assert (again.found, again.report_failed) == (True, None)
+    assert again.report.is_file()
+
+
+def test_a_check_that_is_killed_or_takes_too_long_says_nothing_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import compile.graph.sessions as module
+
+    class Session:
+        def run(self, *_: Any) -> list[Any]:
+            return [np.zeros((1, 2))]
+
+    monkeypatch.setattr(module, "open_session", lambda path: Session())
+    monkeypatch.setattr(module, "_FRESH", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(Unfinished, match="signal 9"):
+        module.fresh_process_difference(tmp_path / "x.onnx", {}, tmp_path)
+    monkeypatch.setattr(module, "_FRESH", "import time; time.sleep(60)")
+    monkeypatch.setattr(module, "_FRESH_SECONDS", 0.2)
+    with pytest.raises(Unfinished, match="more than"):
+        module.fresh_process_difference(tmp_path / "x.onnx", {}, tmp_path)

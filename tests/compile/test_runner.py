@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from compile.errors import Busy, GateFailed
+from compile.measure.cpu import this_cpu
 from compile.passes.base import Artifact, Gate, Pass, Spent
+from compile.passes.versions import VERSIONS
+from compile.pipeline import run_key
+from compile.recipe import parse_recipe
 from compile.runner import Runner, artifact_key, exclusive
 
 CONTEXT: Any = type("Context", (), {})()
@@ -127,3 +131,23 @@ def test_two_runs_do_not_share_a_work_folder(tmp_path: Path) -> None:
     assert caught == [Busy]
     with exclusive(tmp_path):
         pass
+
+
+def test_every_pass_has_its_version_in_the_table_that_a_run_s_key_is_made_of() -> None:
+    pytest.importorskip("torch")
+    import compile.line  # noqa: F401
+
+    passes = [one for one in Pass.__subclasses__() if one.__module__.startswith("compile.passes.")]
+    assert {one.name: one.version for one in passes} == VERSIONS
+
+
+def test_a_pass_that_changed_makes_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import compile.pipeline as module
+
+    recipe = parse_recipe(
+        {"family": "tiny", "data": {"source": "x.csv"}, "base": "somewhere", "variants": [{"name": "full"}]}, None, {}
+    )
+    base: Any = type("Base", (), {"digest": "b"})()
+    before = run_key(recipe, "d", base, this_cpu())
+    monkeypatch.setattr(module, "VERSIONS", {**VERSIONS, "quantize": VERSIONS["quantize"] + 1})
+    assert run_key(recipe, "d", base, this_cpu()) != before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compile.errors import StorageError
 from compile.recipe import parse_recipe
 from compile.runner import Silent
 from compile.study import run
@@ -110,10 +113,22 @@ def test_targets_are_judged_by_the_cheapest_point_that_keeps_enough_and_misses_a
     recipe["points"][1]["relative_accuracy_lower"] = 0.97
     rows = against_targets([recipe]).rows
     assert rows[0][-2:] == ("100%", "met")
-    assert (rows[1][2], rows[1][-2:]) == ("full", ("50.0%", "missed"))
-    assert (rows[2][2:4], rows[2][-2:]) == (("lite-4", "98.0% (97.0%)"), ("37.5%", "missed"))
+    assert (rows[1][3], rows[1][-2:]) == ("full", ("50.0%", "missed"))
+    assert (rows[3][3:5], rows[3][-2:]) == (("lite-4", "98.0% (97.0%)"), ("37.5%", "missed"))
     recipe["points"].append({"name": "pico", "relative_accuracy": 0.955, "cpu_seconds_per_1k": 0.16})
-    assert against_targets([recipe]).rows[2][-2:] == ("4.0%", "stretch met")
+    assert against_targets([recipe]).rows[3][-2:] == ("4.0%", "stretch met")
+
+
+def test_a_point_that_keeps_enough_by_luck_alone_does_not_pass_by_its_lower_bound() -> None:
+    recipe = {**a_cell(), "family": "sst2"}
+    recipe["points"][1]["relative_accuracy_lower"] = 0.97
+    recipe["points"].append(
+        {"name": "lucky", "relative_accuracy": 0.951, "relative_accuracy_lower": 0.93, "cpu_seconds_per_1k": 0.16}
+    )
+    figure, bound = against_targets([recipe]).rows[3:5]
+    assert (figure[2:4], figure[-1]) == (("figure", "lucky"), "stretch met")
+    assert (bound[2:4], bound[-1]) == (("lower bound", "lite-4"), "missed")
+    assert against_targets([recipe]).rows[2][3:] == ("none", "–", "–", "missed")
 
 
 def test_a_teacher_below_what_is_asked_is_a_miss() -> None:
@@ -190,3 +205,28 @@ def test_graphs_are_shown_as_shares_of_the_plain_graph_of_their_precision() -> N
         ("0.750", "0.375"),
         ("–", "0.750"),
     ]
+
+
+def test_a_cell_that_failed_for_the_machine_s_sake_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def full_disk(*_: Any) -> None:
+        asked.append("again")
+        raise StorageError("work", "no space is left", "free some")
+
+    monkeypatch.setattr(run, "compile_recipe", full_disk)
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            run_cells([Cell("opt", "mrpc")], tmp_path, tmp_path, tmp_path / "results", Silent(), lambda line: None)
+    assert len(asked) == 2
+    assert read_results(tmp_path / "results") == {}
+
+
+def test_a_data_folder_that_is_none_ends_with_one_line_and_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "compile.study", str(tmp_path / "gone")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("compile.study: data: ")
+    assert "Traceback" not in done.stderr
