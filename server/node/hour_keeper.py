@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,16 @@ class HourKeeper:
         self._write = write
         self._since_open_s = OPEN_EVERY_S
         self._index = -1
+
+    def resume(self) -> None:
+        """Append what an earlier process left, and number what comes so that it is none of the lines in the files: a
+        book may know nothing of them. The hour that a lost book had open is closed as it was last shown."""
+        with contextlib.suppress(OSError):  # `flush` meets it again, and says so
+            if not self.book.hour:
+                self.book.unwritten = self._files.left_open()
+            last = max([self._files.last_number(), *(line["number"] for line in self.book.unwritten)])
+            self.book.number = max(self.book.number, last + 1)
+        self.flush()
 
     def pass_time(self, now_s: float, seconds: float, grams_per_kwh: float | None, kind: str) -> bool:
         """Some time was metered; True if that closed an hour, which is to be persisted and then flushed."""

@@ -2,12 +2,14 @@
 
 A closed hour is one line of JSON in `hours/YYYY-MM.jsonl` beside the totals; the hour that is open stands in
 `hours/open.json`, a minute old at most. A line is handed to the state file before it is appended, and has a number:
-after a crash in between it is appended if its number is not there yet, so that no hour is lost or counted twice. If the
-clock goes back, an hour has two lines, and readers add them up.
+after a crash in between it is appended if its number is not there yet, so that no hour is lost or counted twice. A book
+that does not know the lines in the files, since the state was lost, goes on with the numbers above theirs. If the clock
+goes back, an hour has two lines, and readers add them up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,6 +28,7 @@ HOUR_S = 3600
 KEPT_MONTHS = 36
 """Older files are removed: a bound on the disk, and longer than any report that is asked for."""
 MAX_UNWRITTEN = 240
+TAIL_BYTES = 65_536
 
 Series = tuple[str, tuple[tuple[str, str], ...]]
 Counters = Mapping[Series, float]
@@ -153,7 +156,7 @@ class HourFiles:
         if not lines:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        last = self._last_number()
+        last = self.last_number()
         for line in lines:
             if line["number"] > last:
                 self._append(line)
@@ -172,13 +175,10 @@ class HourFiles:
         finally:
             os.close(handle)
 
-    def _last_number(self) -> int:
-        """The highest number in the files; -1 without any."""
-        highest = -1
-        for path in sorted(self.folder.glob("????-??.jsonl"))[-2:]:
-            for line in read_lines(path):
-                highest = max(highest, int(line["number"]))
-        return highest
+    def last_number(self) -> int:
+        """The highest number in the files, which a file's last line has; -1 without any. Raises OSError."""
+        newest = sorted(self.folder.glob("????-??.jsonl"))[-2:]
+        return max((line["number"] for path in newest if (line := _last_line(path)) is not None), default=-1)
 
     def _prune(self) -> None:
         for path in sorted(self.folder.glob("????-??.jsonl"))[:-KEPT_MONTHS]:
@@ -189,16 +189,41 @@ class HourFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / OPEN_FILE, json.dumps(line, separators=(",", ":"), sort_keys=True).encode())
 
+    def left_open(self) -> list[dict[str, Any]]:
+        """The line of the hour that was open when it was last written; none without the file. Raises OSError."""
+        path = self.folder / OPEN_FILE
+        return read_lines(path) if path.is_file() else []
+
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a file; what is none is left out with a warning."""
     found = []
     for text in path.read_bytes().splitlines():
         try:
-            line = json.loads(text)
-            if line["version"] != VERSION or not isinstance(line["number"], int):
-                raise ValueError(f"version {line['version']!r}")
-            found.append(line)
+            found.append(_parsed(text))
         except (ValueError, KeyError, TypeError) as error:
             log.warning("%s: a line is left out: %r", path, error)
     return found
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    line: dict[str, Any] = json.loads(text)
+    if line["version"] != VERSION or not isinstance(line["number"], int):
+        raise ValueError(f"version {line['version']!r}")
+    return line
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    """The last line of a file, without reading all of it; None if it has none. Raises OSError."""
+    with path.open("rb") as stream:
+        begin = stream.seek(0, os.SEEK_END)
+        rest = b""
+        while begin:
+            end, begin = begin, max(begin - TAIL_BYTES, 0)
+            stream.seek(begin)
+            cut, *texts = (stream.read(end - begin) + rest).split(b"\n")
+            for text in reversed(texts if begin else [cut, *texts]):
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    return _parsed(text)
+            rest = cut
+    return None

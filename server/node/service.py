@@ -119,7 +119,7 @@ class NodeService:
             self._describe,
             partial(node_state.write_atomic, durable=False),
         )
-        self._hours.flush()
+        self._hours.resume()
         self._busy_ns = self._offered_ns = 0
         self._dirty = True
         self._orphaned_ticks = 0

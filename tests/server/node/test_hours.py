@@ -36,6 +36,7 @@ class Kept:
         self.keeper = HourKeeper(
             book or HourBook(), HourFiles(folder), lambda: {JOULES: self.joules}, lambda: {"pue": 1.2}, write
         )
+        self.keeper.resume()
 
     def second(self, now_s: float, drawn: float, grams: float | None = None) -> None:
         self.joules += drawn
@@ -64,9 +65,43 @@ def test_a_crash_between_state_and_file_neither_loses_nor_doubles_an_hour(tmp_pa
     assert kept.keeper.pass_time(NOON_S + 3600, 1.0, None, "")
     state = json.dumps(kept.keeper.book.to_json())
     for _ in range(2):  # killed before the file was written, then after it was and before the state was
-        again = Kept(tmp_path, HourBook.from_json(json.loads(state)), kept.joules)
-        again.keeper.flush()
+        Kept(tmp_path, HourBook.from_json(json.loads(state)), kept.joules)
         assert joules(lines(tmp_path)) == [("12", 15.0)]
+
+
+def test_hours_after_the_state_was_lost_or_restored_from_a_backup_are_kept_beside_those_before(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    for second in (0, 1, 3600):
+        kept.second(NOON_S + second, 10.0)
+    backup = json.dumps(kept.keeper.book.to_json())
+    kept.second(NOON_S + 7200, 10.0)
+    kept.second(NOON_S + 7201, 5.0)
+    kept.keeper.show()
+    lost = Kept(
+        tmp_path
+    )  # its counters begin at 0; what the hour of 14 had so far is in the file of the open hour only
+    for second in (7210, 7211, 10_800, 14_400):
+        lost.second(NOON_S + second, 1.0)
+    assert joules(lines(tmp_path)) == [("12", 20.0), ("13", 10.0), ("14", 5.0), ("14", 2.0), ("15", 1.0)]
+    restored = Kept(tmp_path, HourBook.from_json(json.loads(backup)), 100.0)
+    restored.second(NOON_S + 18_000, 1.0)
+    restored.keeper.show()
+    found = [*lines(tmp_path), *read_lines(tmp_path / OPEN_FILE)]
+    assert len(found) == 7
+    assert len({line["number"] for line in found}) == 7
+
+
+def test_the_last_number_is_found_without_reading_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hours, "TAIL_BYTES", 7)
+    files = HourFiles(tmp_path)
+    assert files.last_number() == -1
+    path = tmp_path / "2026-11.jsonl"
+    path.write_bytes(b'{"version":1,"num\n')
+    assert files.last_number() == -1
+    path.write_bytes(b'{"version":1,"number":7}\n{"version":1,"number":8}\n{"version":1,"num')
+    assert files.last_number() == 8
+    (tmp_path / "2026-10.jsonl").write_bytes(b'{"version":1,"number":9}\n')
+    assert files.last_number() == 9
 
 
 def test_a_line_that_a_power_cut_left_in_the_middle_spoils_no_other(tmp_path: Path) -> None:
@@ -121,7 +156,6 @@ def test_whatever_the_clock_does_the_hours_add_up_to_the_counter(
         kept.second(now_s, drawn)
         if number == restart_at:
             kept = Kept(folder, HourBook.from_json(json.loads(json.dumps(kept.keeper.book.to_json()))), kept.joules)
-            kept.keeper.flush()
     kept.keeper.show()
     found = [*lines(folder), *read_lines(folder / OPEN_FILE)]
     assert sum(value for _, value in joules(found)) == pytest.approx(sum(drawn for _, drawn in steps), abs=1e-6)
