@@ -215,6 +215,12 @@ class Ledger:
             pending_uj=pending_uj,
         )
 
+    def service_uj(self) -> int:
+        """What the service drew so far: its requests, those whose record came late, its overhead and the machine's
+        idling."""
+        attributed_uj, idle_uj = sum(self.attributed_uj.values()), sum(self.idle_uj.values())
+        return attributed_uj + self.other_uj.get(LATE_RECORD, 0) + self.overhead_uj + idle_uj
+
     def _histogram(self, account: Account) -> EnergyHistogram:
         key = (account.model, account.variant, account.quality)
         histogram = self.request_energy.get(key)

@@ -376,14 +376,12 @@ class NodeService:
 
     def figures(self) -> Figures:
         """How the server does, in a few numbers."""
-        books = self._state.ledger.conservation(self._settlement.pending_uj)
-        own_uj = books.attributed_uj + books.idle_uj + books.overhead_uj
         return Figures(
             startup_cpu_seconds=self._startup.cpu_seconds,
             startup_joules=self._startup.joules,
             requests=sum(self._state.totals.requests.values()),
             cpu_seconds=self._tree.cpu_ns / NANOSECONDS_PER_SECOND,
-            joules=own_uj / MICROJOULES_PER_JOULE,
+            joules=self._state.ledger.service_uj() / MICROJOULES_PER_JOULE,
         )
 
     def _health(self, request: Request) -> Response:

@@ -90,6 +90,14 @@ def test_grams_of_late_records_are_the_services_and_those_of_other_programs_are_
     assert by_scope == {"idle": 0, "attributed": 30, "late_record": 20, "overhead": 20, "other": 30}
 
 
+def test_joules_of_late_records_are_the_services_and_those_of_other_programs_are_not() -> None:
+    ledger = Ledger()
+    ledger.settle(attribute(Window([DomainEnergy(CPU, 1100, 100)], 10, 7, {ALICE: 3}, 2)), None)
+    ledger.lose(7)
+    assert ledger.other_uj == {"late_record": 200, "other_processes": 300, "lost_at_restart": 7}
+    assert ledger.service_uj() == 100 + 300 + 200 + 200
+
+
 def test_the_request_energy_histogram_sums_to_the_attributed_energy() -> None:
     ledger = booked([(10_000, 100, 100, 80, 30, 20, None), (77_777, 100, 100, 80, 11, 22, None)])
     assert sum(h.sum_uj for h in ledger.request_energy.values()) == ledger.conservation().attributed_uj
