@@ -26,6 +26,9 @@ class Figures:
     """CPU time since the node process began."""
     joules: float | None = None
     """Measured joules of the server (idling included, other processes not); kept over restarts."""
+    standard_texts: int = 0
+    """Those of `requests` that came to the engine in the class standard, which the dial turns for: no jobs, nothing
+    that was refused before."""
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:

@@ -382,6 +382,7 @@ class NodeService:
             requests=sum(self._state.totals.requests.values()),
             cpu_seconds=self._tree.cpu_ns / NANOSECONDS_PER_SECOND,
             joules=self._state.ledger.service_uj() / MICROJOULES_PER_JOULE,
+            standard_texts=self._state.totals.standard_texts,
         )
 
     def _health(self, request: Request) -> Response:

@@ -117,6 +117,13 @@ class ServingTotals:
             sized.texts += batches.texts
             sized.cpu_ns += batches.cpu_ns
 
+    @property
+    def standard_texts(self) -> int:
+        """Texts of the class standard that came to the engine."""
+        return sum(
+            count for who, count in self.requests.items() if who.quality == "standard" and who.outcome != "refused"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Everything as plain lists and maps."""
         return {

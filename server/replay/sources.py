@@ -22,7 +22,7 @@ from server.shaping.providers import make_ladder
 
 LOAD_COLUMNS = ("count", "requests", "requests_per_s", "load", "value")
 LOAD_DAYS = 28
-LOAD_QUERY = 'sum(increase(jouleserve_requests_total{class="standard"}[1h]))'
+LOAD_QUERY = 'sum(increase(jouleserve_requests_total{class="standard",outcome!="refused"}[1h]))'
 PROMETHEUS_TIMEOUT_S = 30.0
 HOUR = timedelta(hours=1)
 

@@ -80,7 +80,7 @@ class ShapingController:
         self._state_file = state_file
         self._state = _remembered(state_file)
         self._state = replace(self._state, percentile=begun(self._state.percentile, past))
-        self._requests: tuple[float, int] | None = None
+        self._texts: tuple[float, int] | None = None
         self._signal: Intensity | None = None
         self._pushed: DialState | None = None
         self._next_look_s = clock()
@@ -150,10 +150,11 @@ class ShapingController:
         figures = None if self._ask is None else await self._ask()
         if figures is None:
             return Inputs(now, expected_grams_per_kwh=expected)
-        before, self._requests = self._requests, (now_s, figures.requests)
+        texts = figures.standard_texts
+        before, self._texts = self._texts, (now_s, texts)
         rate = None
-        if before is not None and now_s > before[0] and figures.requests >= before[1]:
-            rate = (figures.requests - before[1]) / (now_s - before[0])
+        if before is not None and now_s > before[0] and texts >= before[1]:
+            rate = (texts - before[1]) / (now_s - before[0])
         return Inputs(now, rate, figures.joules, expected)
 
     async def _remember(self) -> None:

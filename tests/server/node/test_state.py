@@ -37,6 +37,16 @@ def test_everything_comes_back_from_disk(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["node.json"]
 
 
+def test_texts_of_the_class_standard_are_those_that_came_to_the_engine_without_jobs() -> None:
+    usage, totals = Usage("intents"), ServingTotals()
+    for quality, outcome in (("standard", "ok"), ("standard", "cached"), ("strict", "ok"), ("eco", "ok")):
+        usage.request("full", "full", quality, outcome, 1)
+    usage.request("", "", "standard", "refused", 0)
+    totals.add(increase(decode_snapshot(usage.snapshot()), None))
+    assert sum(totals.requests.values()) == 5
+    assert totals.standard_texts == 2
+
+
 def test_joules_of_a_window_that_was_open_when_the_node_was_killed_are_nobodys_and_not_gone(tmp_path: Path) -> None:
     path, state = tmp_path / "node.json", kept()
     state.pending_uj = {CPU.label: 12345}

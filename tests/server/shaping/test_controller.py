@@ -333,12 +333,13 @@ async def test_a_replayed_day_moves_to_the_smaller_point_within_two_periods_of_i
 
 
 def asking(told: list[tuple[int, float]]) -> Ask:
-    """Figures with these requests and joules, one pair a look; None for the node process when there are no more."""
+    """Figures with these standard texts and joules, one pair a look; None for the node process when there are no
+    more. Other texts come as well, at no steady rate."""
     rest = iter(told)
 
     async def ask() -> Figures | None:
         one = next(rest, None)
-        return None if one is None else Figures(None, None, one[0], 0.0, one[1])
+        return None if one is None else Figures(None, None, one[0] ** 2, 0.0, one[1], standard_texts=one[0])
 
     return ask
 
