@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ NEWS_TIMEOUT_S = 10.0
 GRID_AGAIN_S = 300.0
 MAX_CALLS = 10_000
 """Replicas wait for jobs in calls of their own, some for each of them."""
+MAX_NODES = 4096
+"""Node processes whose last figures are remembered."""
 HEAD_NODE = {"node:__internal_head__": 0.001}
 MACHINE_VARIABLES = {name: f"{ENV_PREFIX}SERVER__{name.upper()}" for name in ("run_dir", "metrics_port")}
 """What a machine may have of its own: set in its environment, it goes before the application's settings."""
@@ -80,7 +82,7 @@ class _ConductorActor:
         settings.server.run_dir.mkdir(parents=True, exist_ok=True)
         self._grid_file = settings.node_dir / GRID_FILE
         self._machine = ray.get_runtime_context().get_node_id()
-        self._figures: dict[str, Figures] = {}
+        self._growth = Growth()
         self._conductor = Conductor(
             settings,
             self._hand_over,
@@ -97,7 +99,7 @@ class _ConductorActor:
     async def news(self, machine: str, figures: dict[str, Any] | None) -> dict[str, Any]:
         """The orders in force and, for the other machines, the grid. `figures` are those of the asker's machine."""
         if figures is not None:
-            self._figures[machine] = Figures(**figures)
+            self._growth.take(Figures(**figures))
         grid = None if machine == self._machine else await asyncio.to_thread(_read, self._grid_file)
         return {"orders": self._conductor.orders.to_user_config(), "grid": grid}
 
@@ -122,7 +124,7 @@ class _ConductorActor:
         """Nothing to do: `news` says what `Conductor.orders` holds."""
 
     async def _ask(self) -> Figures | None:
-        return total(self._figures.values())
+        return self._growth.figures()
 
 
 class _ConductorCalls(JobsCalls):
@@ -182,17 +184,45 @@ class _Replica(ReplicaActor):
             self._grid = (grid, now_s)
 
 
-def total(machines: Any) -> Figures | None:
-    """The sum of the figures of several machines, None if there are none. One that is lost keeps its last ones, so that
-    no sum goes back."""
-    machines = list(machines)
-    if not machines:
-        return None
-    sums: dict[str, Any] = {}
-    for field in fields(Figures):
-        known = [value for one in machines if (value := getattr(one, field.name)) is not None]
-        sums[field.name] = sum(known) if known else None
-    return Figures(**sums)
+class Growth:
+    """What the node processes of a cluster counted since each was first heard of, added up.
+
+    Machines come and go, and come back under another name in Ray: each total is known by the node process's own name,
+    and only what it grew by counts. What it had counted before, maybe for years, is nothing of now; after it went back
+    (its last seconds were lost) it counts from there.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, Figures] = {}
+        self._requests = self._standard_texts = 0
+        self._cpu_seconds = self._joules = 0.0
+        self._metered = False
+
+    def take(self, figures: Figures) -> None:
+        """The newest figures of a node process."""
+        before = self._last.pop(figures.node, figures)
+        self._last[figures.node] = figures
+        if len(self._last) > MAX_NODES:
+            del self._last[next(iter(self._last))]  # the one that was not heard of for longest
+        self._requests += max(figures.requests - before.requests, 0)
+        self._standard_texts += max(figures.standard_texts - before.standard_texts, 0)
+        self._cpu_seconds += max(figures.cpu_seconds - before.cpu_seconds, 0.0)
+        if figures.joules is not None:
+            self._metered = True
+            self._joules += max(figures.joules - (figures.joules if before.joules is None else before.joules), 0.0)
+
+    def figures(self) -> Figures | None:
+        """The sums so far; None as long as no machine was heard of."""
+        if not self._last:
+            return None
+        return Figures(
+            startup_cpu_seconds=None,
+            startup_joules=None,
+            requests=self._requests,
+            cpu_seconds=self._cpu_seconds,
+            joules=self._joules if self._metered else None,
+            standard_texts=self._standard_texts,
+        )
 
 
 def _of_this_machine(tree: Mapping[str, Any]) -> Settings:

@@ -29,6 +29,8 @@ class Figures:
     standard_texts: int = 0
     """Those of `requests` that came to the engine in the class standard, which the dial turns for: no jobs, nothing
     that was refused before."""
+    node: str = ""
+    """The name of these totals, as long as they are kept: they go on under it over restarts."""
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:

@@ -283,6 +283,7 @@ class NodeService:
             meter_cpu_seconds=self._meter_cpu_seconds(),
             pending_uj=self._settlement.pending_by_domain(),
             hours=self._hours.book,
+            name=state.name,
         )
         try:
             node_state.write_atomic(self._settings.state_file, kept.encode(), durable=durable)
@@ -383,6 +384,7 @@ class NodeService:
             cpu_seconds=self._tree.cpu_ns / NANOSECONDS_PER_SECOND,
             joules=self._state.ledger.service_uj() / MICROJOULES_PER_JOULE,
             standard_texts=self._state.totals.standard_texts,
+            node=self._state.name,
         )
 
     def _health(self, request: Request) -> Response:

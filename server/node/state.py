@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ class NodeState:
     meter_cpu_seconds: float = 0.0
     """CPU time of earlier node processes."""
     hours: HourBook = field(default_factory=HourBook)
+    name: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+    """Of these totals, wherever they are shown: what goes on where they left off is told from what begins anew."""
     pending_uj: Mapping[str, int] = field(default_factory=dict)
     """By domain: in the ledger's metered energy already, and in a window that was open when this was written."""
 
@@ -49,6 +52,7 @@ class NodeState:
             "meter_cpu_seconds": self.meter_cpu_seconds,
             "pending_uj": dict(self.pending_uj),
             "hours": self.hours.to_json(),
+            "name": self.name,
         }
         return json.dumps(tree, separators=(",", ":")).encode()
 
@@ -59,6 +63,7 @@ class NodeState:
             tree = json.loads(data)
             if tree["version"] != VERSION:
                 raise ValueError(f"version: {tree['version']!r}, not {VERSION}")
+            named = {"name": str(tree["name"])} if "name" in tree else {}
             return cls(
                 ledger=Ledger.from_json(tree["ledger"]),
                 totals=ServingTotals.from_json(tree["totals"]),
@@ -67,6 +72,7 @@ class NodeState:
                 meter_cpu_seconds=float(tree["meter_cpu_seconds"]),
                 hours=HourBook.from_json(tree["hours"]) if "hours" in tree else HourBook(),
                 pending_uj={str(label): _amount(uj) for label, uj in tree.get("pending_uj", {}).items()},
+                **named,
             )
         except (LedgerError, TotalsError, WireError) as error:
             raise ValueError(str(error)) from None

@@ -33,7 +33,9 @@ def kept() -> NodeState:
 def test_everything_comes_back_from_disk(tmp_path: Path) -> None:
     state = kept()
     node_state.write_atomic(tmp_path / "node.json", state.encode(), durable=True)
-    assert node_state.load(tmp_path / "node.json") == state
+    loaded = node_state.load(tmp_path / "node.json")
+    assert loaded == state
+    assert loaded.name == state.name != NodeState().name
     assert os.listdir(tmp_path) == ["node.json"]
 
 
