@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from energy.domains import NANOSECONDS_PER_SECOND, SourceUnavailable
 
+STAT_BYTES = 1024
+"""More than `/proc/<pid>/stat` holds: 52 numbers and a name of 64 bytes at most."""
 TICK_NS = NANOSECONDS_PER_SECOND // os.sysconf("SC_CLK_TCK")
 _SUM_TOLERANCE = 0.1
 
@@ -63,8 +66,8 @@ class CpuModel:
 
 def parse_machine_times(text: bytes) -> MachineTimes:
     """Parse the content of `/proc/stat`. Raises SourceUnavailable if the `cpu` line is not as documented."""
-    lines = text.split(b"\n")
-    fields = lines[0].split()
+    # Only the lines that are wanted are taken apart: those of interrupts hold thousands of numbers on a large machine.
+    fields = text[: text.find(b"\n") + 1].split()
     if len(fields) < 5 or fields[0] != b"cpu":
         raise SourceUnavailable("stat: the first line is no 'cpu' line; a Linux /proc is needed")
     try:
@@ -73,17 +76,12 @@ def parse_machine_times(text: bytes) -> MachineTimes:
         raise SourceUnavailable("stat: the 'cpu' line holds no numbers; a Linux /proc is needed") from None
     ticks += [0] * (8 - len(ticks))
     user, nice, system, idle, iowait, irq, softirq, steal = ticks
-    cpus = 0
-    for line in lines[1:]:
-        if not line.startswith(b"cpu"):
-            break
-        cpus += 1
     at = text.rfind(b"\nprocesses ")
     forks = int(text[at + 11 : text.index(b"\n", at + 1)]) if at >= 0 else 0
     return MachineTimes(
         ran_ns=(user + nice + system + irq + softirq) * TICK_NS,
         rested_ns=(idle + iowait + steal) * TICK_NS,
-        cpus=max(cpus, 1),
+        cpus=max(text.count(b"\ncpu"), 1),
         forks=forks,
     )
 
@@ -106,7 +104,11 @@ def parse_process_times(pid: int, text: bytes) -> ProcessTimes:
 def read_process_times(pid: int, root: Path = Path("/proc")) -> ProcessTimes | None:
     """Times of a process now, or None if it is gone."""
     try:
-        return parse_process_times(pid, (root / str(pid) / "stat").read_bytes())
+        handle = os.open(f"{root}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return parse_process_times(pid, os.read(handle, STAT_BYTES))
+        finally:
+            os.close(handle)
     except (OSError, ValueError, IndexError):
         return None
 
@@ -170,7 +172,11 @@ class CpuClock:
         self.elapsed_ns = 0
         """CPU nanoseconds on offer since the first sample: elapsed time times processors."""
         self.wall_ns = 0
+        self._text = b""
         try:
+            # Kept open: the kernel makes the content anew at every read, and finding the file costs as much as reading.
+            self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._handle)
             self._last = self._read()
         except OSError as error:
             raise SourceUnavailable(f"{self._path}: {error.strerror}; a Linux /proc is needed") from None
@@ -179,14 +185,11 @@ class CpuClock:
         self.forks = self._last.forks
 
     def _read(self) -> MachineTimes:
-        handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            chunks = []
-            while chunk := os.read(handle, 65536):
-                chunks.append(chunk)
-            return parse_machine_times(b"".join(chunks))
-        finally:
-            os.close(handle)
+        size = 2 * len(self._text) or 65536
+        while len(text := os.pread(self._handle, size, 0)) == size:
+            size *= 2
+        self._text = text
+        return parse_machine_times(text)
 
     def sample(self) -> bool:
         """Advance the counters to now; False if `/proc/stat` could not be read (they then stay as they

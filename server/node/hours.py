@@ -78,6 +78,8 @@ class HourBook:
     """Seconds of the hour that were metered."""
     grid: GridHour = field(default_factory=GridHour)
     unwritten: list[dict[str, Any]] = field(default_factory=list)
+    _rows: list[Any] = field(default_factory=list, repr=False, compare=False)
+    _rows_of: dict[Series, float] | None = field(default=None, repr=False, compare=False)
 
     def begin(self, hour: str, counters: Counters) -> None:
         """Open the first hour of all."""
@@ -119,11 +121,18 @@ class HourBook:
         return {
             "hour": self.hour,
             "number": self.number,
-            "mark": [[name, dict(labels), value] for (name, labels), value in self.mark.items()],
+            "mark": self._mark_rows(),
             "seconds": self.seconds,
             "grid": self.grid.to_json(),
             "unwritten": self.unwritten,
         }
+
+    def _mark_rows(self) -> list[Any]:
+        """The mark as lists; made once an hour, though it is written every few seconds."""
+        if self._rows_of is not self.mark:
+            self._rows_of = self.mark
+            self._rows = [[name, dict(labels), value] for (name, labels), value in self.mark.items()]
+        return self._rows
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> HourBook:

@@ -3,18 +3,21 @@
 A process belongs to the tree if it is a root, if its parent belonged when it was first seen, or if its parent left it
 and its session was opened by a process of the tree. Once in, it stays in until it ends, whoever adopts it. CPU time
 of a process that ended between two samples comes back through its parent's count of reaped children.
+
+A sample reads what is likely to have changed: who rests is looked at every few samples, unless a process ended, and so
+are new processes looked for. What was spent meanwhile is counted in full, up to that much later.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from energy.procfs import ProcessTimes, parse_process_times, read_process_times
+from energy.procfs import STAT_BYTES, ProcessTimes, parse_process_times, read_process_times
 
-_STAT_BYTES = 1024
-_RESCAN_SAMPLES = 60
+RESCAN_SAMPLES = 300
 MAX_MEMBERS = 2000
 
 
@@ -24,23 +27,35 @@ class _Member:
     times: ProcessTimes
     text: bytes | None = None
     """What `stat` said last: it stays the same while a process rests."""
+    rested: int = 0
+    """Samples since it last changed."""
     spent_ns: int = 0
 
 
 class ServingTree:
     """Follows the processes of the tree by open handles on their `/proc/<pid>/stat`."""
 
-    def __init__(self, roots: tuple[int, ...], proc_root: Path = Path("/proc")) -> None:
-        """Find the members; their CPU time so far is the baseline."""
+    def __init__(
+        self,
+        roots: tuple[int, ...],
+        proc_root: Path = Path("/proc"),
+        *,
+        discover_samples: int = 5,
+        rest_samples: int = 4,
+    ) -> None:
+        """The members' CPU time at the first sample is the baseline. New ones are looked for every `discover_samples`
+        at most, members that rest every `rest_samples`."""
         self._proc = proc_root
+        self._discover_samples, self._rest_samples = discover_samples, rest_samples
         self._roots = set(roots)
         self._members: dict[int, _Member] = {}
         self._strangers: set[int] = set()
         self._sessions: set[int] = set()
         self._seen_roots: set[int] = set()
         self._forks = -1
-        self._until_rescan = 0
+        self._until_rescan = self._until_discovery = 0
         self._rooted = False
+        self._samples = 0
         self.cpu_ns = 0
         """CPU time that the tree spent since the first sample."""
 
@@ -74,17 +89,18 @@ class ServingTree:
         """CPU nanoseconds that the tree spent since the sample before; 0 at the first one.
 
         `forks` is the machine's count of forks (`/proc/stat`, processes): new members are looked for only when it
-        changed, and once a minute in any case.
+        changed, every `discover_samples` at most, and every RESCAN_SAMPLES in any case.
         """
         first = self._forks < 0
         spent_ns = self._advance()
         self._until_rescan -= 1
-        if self._until_rescan <= 0 or self._rooted or forks != self._forks:
+        self._until_discovery -= 1
+        if self._until_rescan <= 0 or self._rooted or (forks != self._forks and self._until_discovery <= 0):
             known = self._strangers
             if self._until_rescan <= 0 or self._rooted:
-                self._strangers, self._until_rescan, self._rooted = set(), _RESCAN_SAMPLES, False
+                self._strangers, self._until_rescan, self._rooted = set(), RESCAN_SAMPLES, False
             spent_ns += self._discover(known)
-            self._forks = forks
+            self._forks, self._until_discovery = forks, self._discover_samples
         if first:
             return 0
         self.cpu_ns += spent_ns
@@ -101,15 +117,42 @@ class ServingTree:
         self._members.clear()
 
     def _advance(self) -> int:
-        """Read every member again: what they spent, with the last moments of those that ended."""
-        spent_ns = 0
+        """Read the members again: what they spent, with the last moments of those that ended."""
+        self._samples += 1
+        awake: list[int] = []
+        resting: list[int] = []
+        for pid, member in self._members.items():
+            (resting if self._rests(pid, member) else awake).append(pid)
         reaped_ns: dict[int, int] = {}
         ended: list[ProcessTimes] = []
-        for pid, member in self._members.items():
+        spent_ns = self._read(awake, reaped_ns, ended)
+        if resting and (ended or any(reaped_ns.values())):
+            # Who was reaped, and by whom, has to be known of the same moment, or its time would be counted twice.
+            spent_ns += self._read(resting, reaped_ns, ended)
+        for times in ended:
+            os.close(self._members.pop(times.pid).handle)
+            if times.parent in reaped_ns:
+                reaped_ns[times.parent] -= times.total_ns
+        # A parent that never waits reaps nothing: its difference is negative then and says nothing.
+        return spent_ns + sum(value for value in reaped_ns.values() if value > 0)
+
+    def _rests(self, pid: int, member: _Member) -> bool:
+        """Whether this sample leaves it out: it stood still for a while, and its turn is another time. Roots never are:
+        their end must be seen at once."""
+        member.spent_ns = 0
+        still = member.rested >= self._rest_samples and pid not in self._roots
+        return still and (self._samples + pid) % self._rest_samples != 0
+
+    def _read(self, pids: Iterable[int], reaped_ns: dict[int, int], ended: list[ProcessTimes]) -> int:
+        """CPU time that these spent themselves; fills in what each reaped, and who ended."""
+        spent_ns = 0
+        for pid in pids:
+            member = self._members[pid]
             try:
-                text = os.pread(member.handle, _STAT_BYTES, 0)
+                text = os.pread(member.handle, STAT_BYTES, 0)
                 if text == member.text:
-                    member.spent_ns = reaped_ns[pid] = 0
+                    member.rested += 1
+                    reaped_ns[pid] = 0
                     continue
                 times = parse_process_times(pid, text)
             except (OSError, ValueError, IndexError):
@@ -117,14 +160,10 @@ class ServingTree:
                 continue
             own_ns = max(times.own_ns - member.times.own_ns, 0)
             reaped_ns[pid] = max(times.reaped_ns - member.times.reaped_ns, 0)
-            member.times, member.text, member.spent_ns = times, text, own_ns + reaped_ns[pid]
+            member.times, member.text, member.rested = times, text, 0
+            member.spent_ns = own_ns + reaped_ns[pid]
             spent_ns += own_ns
-        for times in ended:
-            os.close(self._members.pop(times.pid).handle)
-            if times.parent in reaped_ns:
-                reaped_ns[times.parent] -= times.total_ns
-        # A parent that never waits reaps nothing: its difference is negative then and says nothing.
-        return spent_ns + sum(value for value in reaped_ns.values() if value > 0)
+        return spent_ns
 
     def _discover(self, known: set[int]) -> int:
         """Take new members in; returns the CPU time of those that are not `known`, so that started just now."""

@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,9 @@ MAX_REPLICAS = 64
 FORGET_AFTER_SECONDS = 10.0
 """A replica whose process cannot be seen is taken for dead after this long a silence."""
 _MAX_DATAGRAMS_A_TURN = 256
+_MAX_AT_THE_DOOR = 4 * MAX_REPLICAS
+_FEW = 4
+"""So many replicas' datagrams wait in the socket for a second: it holds 10 at least (net.unix.max_dgram_qlen)."""
 _CREDENTIALS = struct.Struct("iII")
 _CREDENTIALS_BYTES = socket.CMSG_SPACE(_CREDENTIALS.size)
 
@@ -43,7 +46,11 @@ class Peer:
 
 
 class Replicas:
-    """Polls the replicas and hands their snapshots to the settlement."""
+    """Polls the replicas and hands their snapshots to the settlement.
+
+    The answers of a few replicas are left in the socket until `receive` is called, at the next tick: a second wake-up
+    a second would cost this process about a tenth of all that it does. More than a few are taken in as they come.
+    """
 
     def __init__(
         self,
@@ -51,10 +58,11 @@ class Replicas:
         settlement: Settlement,
         adopt: Callable[[int, int, bool], bool],
         *,
+        patient: bool = False,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`adopt(pid, started_ticks, with_parent)` takes a process (and its parent's tree) into the serving tree, and
-        says whether `/proc` shows that very process."""
+        says whether `/proc` shows that very process. `patient` if `receive` is called about once a second."""
         self._run_dir = run_dir
         self._sockets = wire.socket_dir(run_dir)
         self._path = wire.socket_path(run_dir)
@@ -63,8 +71,14 @@ class Replicas:
         self._clock_s = clock_s
         self._socket: socket.socket | None = None
         self._poll_number = 0
-        self._waiting: set[str] = set()
-        self._complete: Callable[[], None] | None = None
+        # One for all: a fresh one for every datagram would be pages fetched from the kernel and given back each time.
+        self._buffer = bytearray(2 * wire.MAX_DATAGRAM_BYTES)
+        self._listening = False
+        self._patient = patient
+        self._door: list[tuple[Mapping[str, object], str]] = []
+        """Who said hello or bye since the last poll, with the address."""
+        self.waiting: set[str] = set()
+        """Instances whose answer to the latest poll is not in."""
         self.peers: dict[str, Peer] = {}
         self.answered: set[str] = set()
         """Instances whose answer to the latest poll is in."""
@@ -83,34 +97,37 @@ class Replicas:
             _knock(path)
         self._socket = own
         self._loop = loop
-        loop.add_reader(own.fileno(), self._receive)
+        self._listen()
 
     def close(self) -> None:
         """Close the socket and take its file away."""
         if self._socket is not None:
-            self._loop.remove_reader(self._socket.fileno())
+            if self._listening:
+                self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
             wire.drop_socket_dir(self._run_dir)
 
-    def poll(
-        self,
-        joules_per_cpu_second: float | None,
-        grams_per_kwh: float | None,
-        sources: list[str],
-        complete: Callable[[], None],
-    ) -> bool:
-        """Ask every replica for its figures; `complete` is called when the last answer is in.
+    def _listen(self) -> None:
+        """Take datagrams in as they come, or leave them in the socket."""
+        wanted = not self._patient or len(self.peers) > _FEW
+        if self._socket is None or wanted == self._listening:
+            return
+        self._listening = wanted
+        if wanted:
+            self._loop.add_reader(self._socket.fileno(), self.receive)
+        else:
+            self._loop.remove_reader(self._socket.fileno())
 
-        False if there is nobody to wait for; `complete` is not called then.
-        """
+    def poll(self, joules_per_cpu_second: float | None, grams_per_kwh: float | None, sources: list[str]) -> None:
+        """Let in and out who is at the door, and ask every replica for its figures."""
+        self.open_door()
         self._poll_number += 1
         self.answered = set()
-        self._waiting = set()
-        self._complete = complete
-        for peer in list(self.peers.values()):
+        self.waiting = set()
+        for peer in self.peers.values():
             known = self._settlement.replica(peer.instance)
             last = known.newest or known.settled
             message = {
@@ -124,12 +141,18 @@ class Replicas:
                 "sources": sources,
             }
             if self._send(message, peer):
-                self._waiting.add(peer.instance)
-        return bool(self._waiting)
+                self.waiting.add(peer.instance)
 
-    def stop_waiting(self) -> None:
-        """What comes after this is for the next tick."""
-        self._complete = None
+    def open_door(self) -> None:
+        """Welcome who said hello, and let go of who said bye: with the open window, which has not been settled."""
+        door, self._door = self._door, []
+        for message, address in door:
+            with self._bad_records_counted(address):
+                if message["t"] == "hello":
+                    self._welcome(message, address)
+                else:
+                    self._part(message)
+        self._listen()
 
     def bury_dead(self, alive: Callable[[int, int], bool | None]) -> None:
         """Let go of replicas whose process ended; `alive` says None for a process that cannot be seen."""
@@ -142,7 +165,7 @@ class Replicas:
 
     def _bury(self, peer: Peer, *, may_return: bool = False) -> None:
         self.peers.pop(peer.instance, None)
-        self._waiting.discard(peer.instance)
+        self.waiting.discard(peer.instance)
         account = self._settlement.replica(peer.instance)
         account.gone, account.may_return = True, may_return
         address = Path(peer.address)
@@ -160,51 +183,63 @@ class Replicas:
             return False
         return True
 
-    def _receive(self) -> None:
+    def receive(self) -> None:
+        """Take in what is in the socket."""
         for _ in range(_MAX_DATAGRAMS_A_TURN):
             if self._socket is None:
                 return
             try:
-                data, ancillary, _, address = self._socket.recvmsg(2 * wire.MAX_DATAGRAM_BYTES, _CREDENTIALS_BYTES)
+                size, ancillary, _, address = self._socket.recvmsg_into((self._buffer,), _CREDENTIALS_BYTES)
             except BlockingIOError:
                 return
             except OSError as error:
                 log.warning("%s: %s", self._path, error)
                 return
-            try:
-                self._take(wire.unpack(data), address, _sender_pid(ancillary))
-            except (wire.WireError, KeyError, TypeError) as error:
-                self._settlement.totals.bad_records += 1
-                log.warning("datagram from %r ignored: %r", address, error)
+            with self._bad_records_counted(address):
+                self._take(wire.unpack(memoryview(self._buffer)[:size]), address, _sender_pid(ancillary))
+
+    @contextlib.contextmanager
+    def _bad_records_counted(self, address: object) -> Iterator[None]:
+        try:
+            yield
+        except (wire.WireError, KeyError, TypeError) as error:
+            self._settlement.totals.bad_records += 1
+            log.warning("datagram from %r ignored: %r", address, error)
 
     def _take(self, message: Mapping[str, object], address: object, sender_pid: int | None) -> None:
         kind, instance = message["t"], message["id"]
         if not isinstance(instance, str) or not isinstance(address, str) or not address:
             raise wire.WireError("id: a replica must name itself and bind its socket to a path")
-        if kind == "hello":
-            self._welcome(instance, {**message, "pid": sender_pid or message["pid"]}, address)
+        if kind in ("hello", "bye"):
+            if len(self._door) < _MAX_AT_THE_DOOR:
+                self._door.append(({**message, "pid": sender_pid or message.get("pid")}, address))
             return
         peer = self.peers.get(instance)
         if peer is None:
             return
         peer.heard_s = self._clock_s()
-        if (data := message.get("snap")) is not None:
-            if not isinstance(data, bytes):
-                raise wire.WireError("snap: not bytes")
-            snapshot = wire.decode_snapshot(data)
-            if snapshot.instance != instance:
-                raise wire.WireError("snap: of another instance")
-            self._settlement.replica(instance).receive(snapshot)
-            peer.gauges, peer.exemplars = snapshot.gauges, snapshot.exemplars
+        if message.get("snap") is not None:
+            self._keep_snapshot(peer, message["snap"])
         elif kind == "report":
             self._confirm(peer, message)
-        if kind == "bye":
-            self._bury(peer)
-        if kind == "bye" or message.get("n") == self._poll_number:
+        if message.get("n") == self._poll_number:
             self.answered.add(instance)
-            self._waiting.discard(instance)
-            if not self._waiting and self._complete is not None:
-                self._complete()
+            self.waiting.discard(instance)
+
+    def _keep_snapshot(self, peer: Peer, data: object) -> None:
+        if not isinstance(data, bytes):
+            raise wire.WireError("snap: not bytes")
+        snapshot = wire.decode_snapshot(data)
+        if snapshot.instance != peer.instance:
+            raise wire.WireError("snap: of another instance")
+        self._settlement.replica(peer.instance).receive(snapshot)
+        peer.gauges, peer.exemplars = snapshot.gauges, snapshot.exemplars
+
+    def _part(self, message: Mapping[str, object]) -> None:
+        peer = self.peers.get(str(message["id"]))
+        if peer is not None:
+            self._keep_snapshot(peer, message["snap"])
+            self._bury(peer)
 
     def _confirm(self, peer: Peer, message: Mapping[str, object]) -> None:
         """Nothing changed since the snapshot that is known: settle that one again, at the cost of nothing."""
@@ -217,8 +252,8 @@ class Replicas:
         if isinstance(gauges, dict):
             peer.gauges = {name: float(gauges[name]) for name in wire.GAUGES if name in gauges}
 
-    def _welcome(self, instance: str, message: Mapping[str, object], address: str) -> None:
-        pid, started = message["pid"], message["started"]
+    def _welcome(self, message: Mapping[str, object], address: str) -> None:
+        instance, pid, started = str(message["id"]), message["pid"], message["started"]
         if not isinstance(pid, int) or not isinstance(started, int):
             raise wire.WireError("hello: pid and started must be numbers")
         if instance not in self.peers and len(self.peers) >= MAX_REPLICAS:

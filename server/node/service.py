@@ -47,6 +47,11 @@ log = logging.getLogger(__name__)
 LOCK_FILE = "node.lock"
 PORT_FILE = "node.port"
 ANSWER_SECONDS = 0.2
+"""How long the last answers are waited for when the process ends."""
+PATIENT_TICK_SECONDS = 2.0
+"""Between longer ticks more would gather in the socket than it holds."""
+GRID_LOOK_TICKS = 5
+"""An intensity holds for minutes at least, and finding its file costs as much as a tenth of all the rest."""
 ORPHANED_AFTER_TICKS = 10
 
 
@@ -105,7 +110,12 @@ class NodeService:
         self._settlement.remembered = dict(state.settled)
         roots = (os.getpid(), settings.root_pid) if settings.root_pid else (os.getpid(),)
         self._tree = ServingTree(roots, settings.proc_root)
-        self._replicas = Replicas(settings.run_dir, self._settlement, self._adopt)
+        self._replicas = Replicas(
+            settings.run_dir,
+            self._settlement,
+            self._adopt,
+            patient=settings.tick_seconds <= PATIENT_TICK_SECONDS,
+        )
         self._startup = StartUp(self._root_age_s())
         self._grid = GridFile(settings.run_dir)
         self._model = ModelFile(settings.run_dir)
@@ -128,7 +138,7 @@ class NodeService:
         self._grams: float | None = None
         """Intensity in force, cooling included."""
         self._pending_tick: MachineTick | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._look_at_grid_at = 0.0
         self._persist_at = 0.0
         self._write_failures = 0
         self._next_tick = 0.0
@@ -151,8 +161,7 @@ class NodeService:
             await self.stopping.wait()
             self._timer.cancel()
             self._tick()
-            # The last answers; `_complete_tick` takes them in as ever.
-            await asyncio.sleep(ANSWER_SECONDS if self._pending_tick else 0)
+            await asyncio.sleep(ANSWER_SECONDS if self._replicas.waiting else 0)
         finally:
             await server.close()
             self._finish()
@@ -160,6 +169,7 @@ class NodeService:
     def _finish(self) -> None:
         self._timer.cancel()
         self._complete_tick()
+        self._replicas.open_door()
         self._settlement.close(self._grams)
         self._dirty = True
         self._hours.show()
@@ -171,44 +181,39 @@ class NodeService:
         os.close(self._lock)
 
     def _tick(self) -> None:
-        """Ask the replicas, read the meters at the same moment, and settle when the answers are in."""
+        """Settle the tick before with the answers that are in, ask the replicas anew and read the meters with it."""
         self._complete_tick()
         now = self._loop.time()
         self._next_tick = max(self._next_tick + self._settings.tick_seconds, now)
         self._timer = self._loop.call_at(self._next_tick, self._tick)
         try:
-            grams = self._grid_grams = self._grid.grams_per_kwh()
-            self._grams = None if grams is None else grams * self._settings.pue
+            if now >= self._look_at_grid_at:
+                self._look_at_grid_at = now + (GRID_LOOK_TICKS - 0.5) * min(self._settings.tick_seconds, 1.0)
+                grams = self._grid_grams = self._grid.grams_per_kwh()
+                self._grams = None if grams is None else grams * self._settings.pue
             self._replicas.bury_dead(self._tree.is_alive)
-            waiting = self._replicas.poll(
-                self._settlement.joules_per_cpu_second,
-                grams,
-                self._source_names,
-                self._complete_tick,
-            )
+            self._replicas.poll(self._settlement.joules_per_cpu_second, self._grid_grams, self._source_names)
             self._pending_tick = self._read_machine()
-            rate = self._settlement.joules_per_cpu_second
-            self._startup.look(len(self._replicas.peers), self._tree, rate)
+            self._startup.look(len(self._replicas.peers), self._tree, self._settlement.joules_per_cpu_second)
         except Exception:
             # One bad tick is not worth the process: the next one makes up for it, all counters being cumulative. If the
             # meters were read already, their difference is lost, and the conservation error says so.
             log.exception("tick failed")
             return
-        if waiting:
-            self._deadline = self._loop.call_later(ANSWER_SECONDS, self._complete_tick)
-        else:
-            self._complete_tick()
         if now >= self._persist_at:
             self._persist_at = now + self._settings.persist_seconds
             self._persist(durable=False)
         self._watch_root()
 
+    def _settle_if_answered(self) -> None:
+        """Who asks is shown the latest tick, too, if all replicas said what they did in it."""
+        self._replicas.receive()
+        if not self._replicas.waiting:
+            self._complete_tick()
+
     def _complete_tick(self) -> None:
-        """All answers are in, or it is too late for them."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        self._replicas.stop_waiting()
+        """Settle the latest tick with the answers that are in."""
+        self._replicas.receive()
         tick, self._pending_tick = self._pending_tick, None
         if tick is not None:
             self._settlement.tick(tick, self._replicas.answered, self._grams)
@@ -346,12 +351,14 @@ class NodeService:
         )
 
     def _metrics(self, request: Request) -> Response:
+        self._settle_if_answered()
         # What was shown must never be taken back by a crash, so it is on disk before it is shown.
         self._persist(durable=False)
         body, content_type = render(self._books(), request.accept, self._version)
         return Response(body, content_type)
 
     def _conservation(self, request: Request) -> Response:
+        self._settle_if_answered()
         self._persist(durable=False)
         now = self._state.ledger.conservation(self._settlement.pending_uj)
         shown = now
@@ -388,6 +395,7 @@ class NodeService:
         )
 
     def _health(self, request: Request) -> Response:
+        self._settle_if_answered()
         answer = {
             "status": "ok",
             "pid": os.getpid(),

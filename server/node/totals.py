@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from energy.ledger import Account
 from server.node.wire import BatchKey, BatchTotals, Histogram, RequestKey, RequestTotals, Snapshot
 
 VERSION = 1
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
 
 
 class TotalsError(ValueError):
@@ -38,46 +40,50 @@ def increase(new: Snapshot, old: Snapshot | None) -> Increase:
 
     A figure that went back (a fault of the replica) counts as unchanged.
     """
-    before = old.requests if old else {}
-    requests = {
-        key: _requests(totals, before.get(key))
-        for key, totals in new.requests.items()
-        if key not in before or totals != before[key]
-    }
-    histograms = {
-        name: _histogram(value, old.histograms.get(name) if old else None) for name, value in new.histograms.items()
-    }
+    if old is None:
+        return Increase(new.model, new.requests, new.counters, new.avoided_cpu_ns, new.histograms, new.batches)
     return Increase(
         model=new.model,
-        requests=requests,
-        counters=_subtract(new.counters, old.counters if old else {}),
-        avoided_cpu_ns=_subtract(new.avoided_cpu_ns, old.avoided_cpu_ns if old else {}),
-        histograms={name: value for name, value in histograms.items() if value.count},
-        batches={key: _batches(value, old.batches.get(key) if old else None) for key, value in new.batches.items()},
+        requests=_grown(new.requests, old.requests, _requests),
+        counters=_subtract(new.counters, old.counters),
+        avoided_cpu_ns=_subtract(new.avoided_cpu_ns, old.avoided_cpu_ns),
+        histograms=_grown(new.histograms, old.histograms, _histogram),
+        batches=_grown(new.batches, old.batches, _batches),
     )
+
+
+def _grown(new: Mapping[_K, _V], old: Mapping[_K, _V], subtract: Callable[[_V, _V], _V | None]) -> dict[_K, _V]:
+    """What changed, as differences; `subtract` says None for what did not."""
+    grown: dict[_K, _V] = {}
+    for key, value in new.items():
+        before = old.get(key)
+        change = value if before is None else subtract(value, before)
+        if change is not None:
+            grown[key] = change
+    return grown
 
 
 def _subtract(new: Mapping[Any, int], old: Mapping[Any, int]) -> dict[Any, int]:
     return {key: value - old.get(key, 0) for key, value in new.items() if value > old.get(key, 0)}
 
 
-def _requests(new: RequestTotals, old: RequestTotals | None) -> RequestTotals:
-    if old is None:
-        return new
+def _requests(new: RequestTotals, old: RequestTotals) -> RequestTotals | None:
+    if (new.count, new.cpu_ns) == (old.count, old.cpu_ns):
+        return None
     return RequestTotals(
         max(new.count - old.count, 0), max(new.cpu_ns - old.cpu_ns, 0), _subtract(new.buckets, old.buckets)
     )
 
 
-def _histogram(new: Histogram, old: Histogram | None) -> Histogram:
-    if old is None:
-        return new
+def _histogram(new: Histogram, old: Histogram) -> Histogram | None:
+    if new.count == old.count:
+        return None
     return Histogram(max(new.count - old.count, 0), max(new.total - old.total, 0), _subtract(new.buckets, old.buckets))
 
 
-def _batches(new: BatchTotals, old: BatchTotals | None) -> BatchTotals:
-    if old is None:
-        return new
+def _batches(new: BatchTotals, old: BatchTotals) -> BatchTotals | None:
+    if (new.texts, new.cpu_ns) == (old.texts, old.cpu_ns):
+        return None
     return BatchTotals(max(new.texts - old.texts, 0), max(new.cpu_ns - old.cpu_ns, 0))
 
 

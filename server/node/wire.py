@@ -249,7 +249,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
     return data
 
 
-def unpack(data: bytes) -> dict[str, Any]:
+def unpack(data: bytes | memoryview) -> dict[str, Any]:
     """Decode a message of this version. Raises WireError."""
     try:
         message = msgpack.unpackb(data, raw=False, strict_map_key=False)
@@ -341,8 +341,14 @@ def _counts(tree: Mapping[str, Any], known: Iterable[str], where: str) -> dict[s
     return {name: _count(tree[name], f"{where}.{name}") for name in known if name in tree}
 
 
-def _buckets(tree: Mapping[Any, Any], where: str) -> dict[int, int]:
-    return {_count(index, where): _count(count, where) for index, count in tree.items()}
+def _buckets(tree: Any, where: str) -> dict[int, int]:
+    if not isinstance(tree, dict):
+        raise WireError(f"{where}: no buckets")
+    # Most of a snapshot is these: checked without a call for each number.
+    for index, count in tree.items():
+        if type(index) is not int or type(count) is not int or index < 0 or count < 0:
+            raise WireError(f"{where}: {index!r} to {count!r} is no bucket with its count")
+    return tree
 
 
 def _count(value: Any, where: str) -> int:

@@ -52,7 +52,7 @@ def test_an_unreadable_stat_leaves_the_clock_as_it_was_and_says_so(tmp_path: Pat
     proc, clock = FakeProc(tmp_path), Clock()
     cpu = CpuClock(tmp_path, clock)
     clock.pass_seconds(1)
-    (proc.root / "stat").unlink()
+    (proc.root / "stat").write_text("")
     assert not cpu.sample()
     assert cpu.busy_ns == cpu.elapsed_ns == 0
 

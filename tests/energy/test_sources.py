@@ -231,7 +231,7 @@ def test_the_estimate_is_missing_not_zero_while_proc_cannot_be_read(tmp_path: Pa
     meter = Meter([source])
     meter.tick()
     clock.pass_seconds(1)
-    (tmp_path / "stat").unlink()
+    (tmp_path / "stat").write_text("")
     assert {m.reason for m in meter.tick().missing} == {"unreadable"}
     clock.pass_seconds(1)
     proc.spend(idle=400)

@@ -25,7 +25,7 @@ def proc(tmp_path: Path) -> FakeProc:
 
 
 def tree_of(proc: FakeProc, *roots: int) -> ServingTree:
-    tree = ServingTree(roots, proc.root)
+    tree = ServingTree(roots, proc.root, discover_samples=1)
     assert tree.sample(proc.forks) == 0
     return tree
 
@@ -114,8 +114,60 @@ def test_the_end_of_a_member_that_named_itself_is_seen(proc: FakeProc) -> None:
     assert tree.is_alive(12, 7) is False
 
 
+def test_new_processes_are_looked_for_every_few_samples_and_count_in_full(proc: FakeProc) -> None:
+    tree = ServingTree((10,), proc.root, discover_samples=3)
+    tree.sample(proc.forks)
+    spent = []
+    for own in (4, 5, 6):
+        proc.process(13, 12, session=10, own=own)
+        spent.append(tree.sample(proc.forks))
+    assert spent == [0, 0, 60 * MS]
+    proc.process(13, 12, session=10, own=7)
+    assert tree.sample(proc.forks) == 10 * MS
+
+
+def rested(proc: FakeProc) -> ServingTree:
+    """A tree whose processes stood still for long, at a sample that leaves out those below the root."""
+    tree = tree_of(proc, 10)
+    for _ in range(12):
+        assert tree.sample(proc.forks) == 0
+    return tree
+
+
+def test_who_rested_for_long_is_looked_at_every_few_samples_and_counts_in_full(proc: FakeProc) -> None:
+    tree = rested(proc)
+    spent = []
+    for own in (51, 52, 53, 54):
+        proc.process(11, 10, session=10, own=own)
+        spent.append(tree.sample(proc.forks))
+    assert sum(spent) > 0
+    assert len([ns for ns in spent if ns]) < 4
+    proc.process(11, 10, session=10, own=60)
+    proc.process(10, 1, session=10, own=101)
+    assert sum(spent) + tree.sample(proc.forks) == 110 * MS, "who woke up is looked at each time"
+
+
+@pytest.mark.parametrize("samples_before", range(4))
+def test_the_end_of_a_process_that_rested_is_not_counted_twice(proc: FakeProc, samples_before: int) -> None:
+    proc.process(12, 11, session=10, own=20)
+    tree = rested(proc)
+    for _ in range(samples_before):
+        tree.sample(proc.forks)
+    proc.end(12)
+    proc.process(11, 10, session=10, own=50, reaped=23)
+    assert sum(tree.sample(proc.forks) for _ in range(5)) == 30 * MS
+    assert len(tree) == 2
+
+
+def test_the_end_of_a_root_that_rested_is_seen_at_once(proc: FakeProc) -> None:
+    tree = rested(proc)
+    proc.end(10)
+    tree.sample(proc.forks)
+    assert tree.spent_ns(10) is None
+
+
 def test_the_real_proc_shows_a_child_and_its_end() -> None:
-    tree = ServingTree((os.getpid(),))
+    tree = ServingTree((os.getpid(),), discover_samples=1)
     tree.sample(0)
     code = "import time\nwhile time.process_time() < 0.2: pass\nprint('x', flush=True)\ninput()"
     # The kernel hands CPU time out in steps of 10 ms, rounded down for user and system apart.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from server.node.totals import ServingTotals
 from server.usage import NodeLink, Usage
 
 
-async def until(holds: object) -> None:
-    assert callable(holds)
+async def until(replicas: Replicas, holds: Callable[[], object]) -> None:
     for _ in range(500):
+        replicas.receive()
+        replicas.open_door()
         if holds():
             return
         await asyncio.sleep(0.01)
@@ -35,10 +37,10 @@ async def test_a_replica_that_left_is_still_known_to_be_visible_or_not(tmp_path:
     replicas.open(asyncio.get_running_loop())
     try:
         await link.start()
-        await until(lambda: replicas.peers)
+        await until(replicas, lambda: replicas.peers)
         usage.request("full", "full", "eco", "ok", 7000)
         await link.close()
-        await until(lambda: not replicas.peers)
+        await until(replicas, lambda: not replicas.peers)
         account = books.replicas[usage.instance]
         assert (account.gone, account.visible) == (True, visible)
         assert account.newest is not None
@@ -61,7 +63,7 @@ async def test_a_replica_without_a_driver_brings_its_parent_along(tmp_path: Path
     try:
         await alone.start()
         await driven.start()
-        await until(lambda: len(replicas.peers) == 2)
+        await until(replicas, lambda: len(replicas.peers) == 2)
         assert adopted == {(os.getpid(), True), (os.getpid(), False)}
     finally:
         await alone.close()
@@ -86,4 +88,33 @@ async def test_sockets_are_the_groups_where_the_folder_is(tmp_path: Path, folder
         assert (modes == {0o660}) is shared
     finally:
         await link.close()
+        replicas.close()
+
+
+@pytest.mark.parametrize(("count", "at_once"), [(2, False), (8, True)])
+async def test_answers_of_a_few_wait_in_the_socket_and_those_of_many_are_taken_in_at_once(
+    tmp_path: Path, count: int, at_once: bool
+) -> None:
+    """A socket holds ten datagrams on many machines: more would be lost while nobody looks."""
+    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    replicas = Replicas(tmp_path, books, lambda pid, started, with_parent: True, patient=True)
+    links = [NodeLink(tmp_path, Usage("intents")) for _ in range(count)]
+    replicas.open(asyncio.get_running_loop())
+    try:
+        for link in links:
+            await link.start()
+        await until(replicas, lambda: len(replicas.peers) == count)
+        replicas.poll(3.0, None, ["rapl"])
+        for _ in range(100):
+            if all(link.joules_per_cpu_second for link in links):
+                break
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+        assert (not replicas.waiting) is at_once
+        replicas.receive()
+        assert not replicas.waiting
+        assert len(replicas.answered) == count
+    finally:
+        for link in links:
+            await link.close()
         replicas.close()
