@@ -148,10 +148,6 @@ def _line(
     recipe: Recipe, dataset: Dataset, base: Base, cpu: TargetCpu, work: Path, reporter: Reporter, shift: Shift | None
 ) -> Line:
     # Torch and the onnx tools take seconds to import.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # A training thread that waits for the other must sleep, not spin: on a busy machine spinning triples the CPU time.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from compile.line import Line
     from compile.scratch import fill
 
