@@ -61,7 +61,7 @@ pictures: $(VENV)/.ready-dev  ## the console and the dashboards of a server unde
 
 .PHONY: docs-check
 docs-check: $(VENV)/.ready-dev  ## every command in the docs, those too that take longer than a test may (about 40 minutes)
-	@JOULESERVE_DOCS_CHECK=1 $(BIN)/pytest -q -rs --durations=0 tests/docs
+	@DOCS_CHECK=1 $(BIN)/pytest -q -rs --durations=0 tests/docs
 	@$(BIN)/python -m tests.support.doc_commands
 
 fuzz: $(VENV)/.ready-dev  ## 10,000 made-up HTTP requests and 10,000 over gRPC; no undocumented answer, and it lives

@@ -20,7 +20,7 @@ from tests.support.doc_commands import PAGES, ROOT, Command, commands
 pytestmark = [
     pytest.mark.served,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(os.environ.get("JOULESERVE_DOCS_CHECK") != "1", reason="make docs-check runs it"),
+    pytest.mark.skipif(os.environ.get("DOCS_CHECK") != "1", reason="make docs-check runs it"),
 ]
 LONG = [command for page in PAGES for command in commands(page) if command.place == "slow"]
 TIMEOUT_S, ENDS_WITHIN_S = 3500, 90
