@@ -60,7 +60,7 @@ class Plan:
         self.clients = clients
         self.outcomes: list[Outcome] = []
         self.began_s: float | None = None
-        self._queue: Queue[Due | None] = Queue()
+        self._queue: Queue[Due] = Queue()
         self._pump: Greenlet | None = None
 
     @property
@@ -93,9 +93,9 @@ class Plan:
             self._pump.kill()
             self._pump = None
 
-    def next(self) -> Due | None:
-        """Wait for a request to fall due; None when there is none left."""
-        due: Due | None = self._queue.get()
+    def next(self) -> Due:
+        """Wait for a request to fall due; for ever when there is none left, until locust ends its user."""
+        due: Due = self._queue.get()
         return due
 
     def take(self, due: Due, sent_s: float, status: int, **answer: Any) -> None:
@@ -119,5 +119,3 @@ class Plan:
             if wait_s > 0:
                 sleep(wait_s)
             self._queue.put(Due(number, began_s + at, question))
-        for _ in range(self.clients):
-            self._queue.put(None)

@@ -21,6 +21,7 @@ from typing import Any
 from locust import User
 from locust.env import Environment
 from locust.html import get_html_report
+from locust.stats import stats_history
 
 # locust first: it patches what the others import.
 from gevent import Greenlet, signal_handler, sleep, spawn  # isort: skip
@@ -89,7 +90,7 @@ class Session:
         self._environment = Environment(
             user_classes=[self._user_class()], shape_class=PlannedArrivals(self._plan), host=target.url
         )
-        self._environment.create_local_runner()
+        spawn(stats_history, self._environment.create_local_runner())  # the curves of locust's report
         events = self._environment.events
         events.test_start.add_listener(lambda **_: self._begin())
         events.spawning_complete.add_listener(lambda **_: self._all_there())

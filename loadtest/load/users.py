@@ -7,7 +7,6 @@ from typing import Any
 
 import orjson
 from locust import FastHttpUser, LoadTestShape, User, constant, task
-from locust.exception import StopUser
 
 from loadtest.load.plan import Due, Plan
 
@@ -36,7 +35,7 @@ class HttpAsker(FastHttpUser):  # type: ignore[misc]
     @task  # type: ignore[untyped-decorator]
     def ask(self) -> None:
         """One request."""
-        due = _next(self.plan)
+        due = self.plan.next()
         question = due.question
         body = orjson.dumps({"inputs": question.text, "truncate": True})
         headers = {"content-type": "application/json", "x-quality": question.quality}
@@ -88,7 +87,7 @@ class GrpcAsker(User):  # type: ignore[misc]
 
         from server.rpc.proto.predictor_pb2 import TRUNCATION_RIGHT, PredictRequest, Quality
 
-        due = _next(self.plan)
+        due = self.plan.next()
         quality = Quality.Value(f"QUALITY_{due.question.quality.upper()}")
         request = PredictRequest(texts=[due.question.text], quality=quality, truncate=TRUNCATION_RIGHT)
         sent_s = time.perf_counter()
@@ -135,13 +134,6 @@ def open_channel(target: str) -> Any:
 
     grpc_gevent.init_gevent()
     return grpc.insecure_channel(target)
-
-
-def _next(plan: Plan) -> Due:
-    due = plan.next()
-    if due is None:
-        raise StopUser
-    return due
 
 
 def _correct(due: Due, label: str) -> bool | None:

@@ -63,7 +63,6 @@ def test_values_against_the_schema_are_refused_by_name(chart: Any, values: dict[
         ({"mode": "RayService", "keda": {"enabled": True}}, "KEDA scales Deployments"),
         ({"deployment": {"edge": True}, "metering": {"mode": "daemonset"}}, "edge mode meters in its own process"),
         ({"mode": "RayService", "ray": {"workers": {"min": 3, "max": 2}}}, "ray.workers.max: below ray.workers.min"),
-        ({"mode": "RayService", "settings": {"server": {"grpc_port": 9000}}}, "use mode Deployment for gRPC"),
         (
             {"metering": {"mode": "daemonset"}, "settings": {"shaping": {"policy": "budget", "budget_amount": 1}}},
             "use metering.mode pod",
@@ -312,6 +311,22 @@ def test_selectors_find_the_pods_that_they_mean(render: Render) -> None:
                 assert hit, f"{one['kind']} {one['metadata']['name']} selects nothing"
                 if one["kind"] in ("Deployment", "DaemonSet"):
                     assert hit == {one["kind"]}
+
+
+def test_grpc_reaches_the_replicas_in_both_modes(render: Render) -> None:
+    settings = {"server": {"grpc_port": 9001}}
+    for mode, pods, name in (("Deployment", "Deployment", ""), ("RayService", "servers", "-grpc")):
+        manifests = render(mode=mode, settings=settings)
+        template = pod_templates(manifests)[pods]
+        service = of_kind(manifests, "Service", f"demo-jouleserve{name}")["spec"]
+        (port,) = [one for one in service["ports"] if one["name"] == "grpc"]
+        assert (port["port"], port["targetPort"]) == (9001, "grpc")
+        assert service["selector"].items() <= template["metadata"]["labels"].items()
+        assert {"name": "grpc", "containerPort": 9001} in template["spec"]["containers"][0]["ports"]
+        assert any(9001 in ports for _, ports in rules(manifests))
+    head = pod_templates(manifests)["head"]
+    assert not service["selector"].items() <= head["metadata"]["labels"].items()
+    assert "Service" not in kinds(render(mode="RayService"))
 
 
 def test_ray_gets_the_lean_environment_and_haproxys_wrapper(render: Render) -> None:

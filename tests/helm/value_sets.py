@@ -22,7 +22,7 @@ SETS: dict[str, dict[str, Any]] = {
     "KubeRay": {"mode": "RayService", "monitoring": EVERYTHING_WATCHED},
     "KubeRay that scales, with GPUs": {
         "mode": "RayService",
-        "settings": {"server": {"replicas": 2, "max_replicas": 6, "drain_timeout_s": 45}},
+        "settings": {"server": {"replicas": 2, "max_replicas": 6, "drain_timeout_s": 45, "grpc_port": 8001}},
         "ray": {"workers": {"min": 2, "max": 6}},
         "gpu": {"count": 1, "runtimeClassName": "nvidia"},
         "secrets": {"apiKeys": {"name": "keys"}},

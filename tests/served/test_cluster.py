@@ -9,14 +9,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
+import grpc
 import httpx
 import pytest
 
 from loadtest.chaos_cases import Place, wait_for
 from loadtest.client import Question
 from loadtest.demo_tables import read_metrics
+from loadtest.served import free_port
 from loadtest.standing import load, statuses
 from models.store import Store
+from server.rpc.proto.predictor_pb2 import PredictRequest
+from server.rpc.proto.predictor_pb2_grpc import PredictorStub
 from tests.support.machines import Machines, machines
 from tests.support.tiny_family import publish_tiny_family
 
@@ -25,6 +29,9 @@ pytestmark = pytest.mark.served
 CLIENTS = 8
 QUESTIONS = [Question(f"refund w{n % 50} w{n // 50 % 50}") for n in range(1000)]
 TOLD_WITHIN_S = 20
+GRPC_PORT = free_port()
+MOST_CONNECTIONS = 40
+"""That one of two replicas gets none of them is as likely as 40 heads in a row."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[
         port = int(cluster.url.rsplit(":", 1)[1])
         settings = {
             # Replicas are reached by the addresses of their machines.
-            "server": {"host": "0.0.0.0", "port": port, "replicas": 2, "drain_timeout_s": 5},
+            "server": {"host": "0.0.0.0", "port": port, "replicas": 2, "drain_timeout_s": 5, "grpc_port": GRPC_PORT},
             "model": {"store": str(store.root), "family": "tiny"},
             "cache": {"enabled": False},
             "batching": {"workers": 1},
@@ -89,6 +96,18 @@ def test_the_counts_of_both_machines_add_up_to_what_the_clients_asked(cluster: M
         books = httpx.get(f"{machine.metrics_url}/conservation", timeout=10).json()
         assert books["attributed_joules"] > 0
         assert books["error_ratio"] <= 0.001
+
+
+def test_grpc_reaches_the_replicas_of_both_machines(cluster: Machines) -> None:
+    """Here they share the port, and the kernel hands a connection to one of them; in pods each has its own."""
+    before = answered(cluster)
+    for _ in range(MOST_CONNECTIONS):
+        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection for each channel
+        with grpc.insecure_channel(f"127.0.0.1:{GRPC_PORT}", options) as channel:
+            reply = PredictorStub(channel).Predict(PredictRequest(texts=["refund w1"]), timeout=20)
+        assert reply.predictions[0].labels[0] == "refund"
+    wait_for(lambda: sum(answered(cluster)) - sum(before) == MOST_CONNECTIONS, 10, "all is settled")
+    assert all(now > then for now, then in zip(answered(cluster), before, strict=True))
 
 
 def test_the_dial_reaches_both_machines_and_their_books(cluster: Machines, store: Store) -> None:

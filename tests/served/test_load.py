@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def command(edge: tuple[Served, int, Path], out: Path, *options: str) -> list[st
 def finished(arguments: list[str]) -> str:
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "encountered a user" not in done.stderr
     return done.stdout
 
 
@@ -88,7 +90,9 @@ def test_a_run_over_http_reports_latency_joules_shares_and_quality(first: tuple[
     assert len(run["slices"]) >= 5
     assert "| correct labels | 100.0% of" in said
     assert (out / "report.md").read_text() in said
-    assert "<html" in (out / "locust.html").read_text()
+    curves = re.search(r'"history": (\[.*?\]), "host"', (out / "locust.html").read_text())
+    assert curves is not None
+    assert 16 in [point["user_count"][1] for point in json.loads(curves[1])]
     assert (out / "outcomes.csv.gz").stat().st_size > 0
 
 

@@ -64,5 +64,4 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and .Values.deployment.edge (eq .Values.metering.mode "daemonset") }}{{ fail "metering.mode: edge mode meters in its own process; use pod, or deployment.edge: false" }}{{ end -}}
 {{- if and (eq .Values.metering.mode "daemonset") (eq (toString (dig "shaping" "policy" "" .Values.settings)) "budget") }}{{ fail "settings.shaping.policy: budget goes by the pod's own meter; use metering.mode pod" }}{{ end -}}
 {{- if and (eq .Values.mode "RayService") (gt (.Values.ray.workers.min | int) (.Values.ray.workers.max | int)) }}{{ fail "ray.workers.max: below ray.workers.min; raise it" }}{{ end -}}
-{{- if and (eq .Values.mode "RayService") (include "jouleserve.grpcPort" .) }}{{ fail "settings.server.grpc_port: replicas bind it themselves, which KubeRay's Service does not reach; use mode Deployment for gRPC" }}{{ end -}}
 {{- end }}

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from loadtest.load.compare import NotComparable, compare, judge, load_run
 
+RECORDED = Path(__file__).parent / "recorded"
+
 
 def run_of(joules: float, p99_ms: float, noise: float = 0.05, seed: int = 1, parts: int = 18) -> dict[str, Any]:
     chance = random.Random(seed)
@@ -40,6 +42,15 @@ def words(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 def test_a_fifth_less_is_seen_and_twice_the_latency_too() -> None:
     assert words(run_of(4e-3, 30), run_of(3.2e-3, 60, seed=2)) == ["less", "less", "more"]
+
+
+def test_of_two_recorded_runs_only_what_leaves_their_spread_is_called_different() -> None:
+    """`make load` and the same without Ray, on a machine that trainings held: their joules spread by half."""
+    ray, edge = (load_run(RECORDED / name) for name in ("ray.json", "edge.json"))
+    overhead = "joules an answer (with overhead)"
+    assert {one.what: one.word for one in compare(ray, edge) if one.word != "no difference seen"} == {overhead: "less"}
+    assert {one.what: one.word for one in compare(edge, ray) if one.word != "no difference seen"} == {overhead: "more"}
+    assert {one.word for one in compare(ray, ray)} == {"no difference seen"}
 
 
 def test_within_the_spread_no_difference_is_claimed() -> None:
