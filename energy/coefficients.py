@@ -14,6 +14,7 @@ import yaml
 
 from energy.procfs import CpuModel
 
+SECOND_HAND = "second-hand"
 DEFAULT_PATH = Path(__file__).with_name("coefficients.yaml")
 # libyaml's where PyYAML was built with it: the same safe subset, ten times as fast.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -83,7 +84,7 @@ class Coefficients:
     default: CpuCoefficients
     rows: tuple[_Row, ...]
     sources: Mapping[str, str]
-    """Key to a line that names the origin and its date."""
+    """Key to a line that names the origin and its date, and says so if the figures are second-hand."""
 
     def for_cpu(self, cpu: CpuModel) -> CpuCoefficients:
         """The first row that matches, else the default."""
@@ -103,7 +104,7 @@ def load_coefficients(path: Path = DEFAULT_PATH) -> Coefficients:
     """Read and check the table. Raises CoefficientError."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-        sources = {key: f"{row['name']} ({row['date']})" for key, row in tree["sources"].items()}
+        sources = {key: _source(row) for key, row in tree["sources"].items()}
         rows = tuple(_row(row) for row in tree["families"])
         table = Coefficients(
             memory_watts_per_gib=_number(tree["memory"]["watts_per_gib"], "memory.watts_per_gib", "W/GiB"),
@@ -127,6 +128,10 @@ def load_coefficients(path: Path = DEFAULT_PATH) -> Coefficients:
     if strangers := sorted(set(named) - set(sources)):
         raise CoefficientError(f"{path}: source {strangers[0]!r} is not under 'sources'; add it there")
     return table
+
+
+def _source(row: Mapping[str, Any]) -> str:
+    return f"{row['name']} ({row['date']}{', second-hand' if row['checked'] == SECOND_HAND else ''})"
 
 
 def _row(row: Mapping[str, Any]) -> _Row:

@@ -29,6 +29,8 @@ class EstimatedSource:
     whoever computes.
     """
 
+    name = NAME
+
     def __init__(
         self,
         clock: CpuClock | None = None,
@@ -48,12 +50,11 @@ class EstimatedSource:
             table.for_family(cpu_family) if cpu_family else table.for_cpu(read_cpu_model(proc_root))
         )
         self._memory_watts = table.memory_watts_per_gib * read_memory_gib(proc_root)
-        self._uncertainty, self._dynamic_uncertainty = (
-            table.uncertainty["uncalibrated"],
-            table.uncertainty["uncalibrated_dynamic"],
-        )
+        self.relative_uncertainty = table.uncertainty["uncalibrated"]
+        self.dynamic_uncertainty = table.uncertainty["uncalibrated_dynamic"]
+        """Smaller than that of the whole where idling is guessed."""
         if calibration is not None:
-            self._uncertainty = self._dynamic_uncertainty = calibration.relative_uncertainty(table.uncertainty)
+            self.relative_uncertainty = self.dynamic_uncertainty = calibration.relative_uncertainty(table.uncertainty)
         ceiling = 2 * self.clock.cpus * self.cpu.max_watts + self._memory_watts
         self._cpu_domain = Domain("cpu", "node", NAME, max_watts=ceiling)
         self._memory_domain = Domain("memory", "node", NAME, max_watts=ceiling)
@@ -62,21 +63,6 @@ class EstimatedSource:
         )
         self._busy_ns, self._offered_ns, self._wall_ns = self.clock.busy_ns, self.clock.elapsed_ns, self.clock.wall_ns
         self._machine_uj = self._machine_idle_uj = 0.0
-
-    @property
-    def name(self) -> str:
-        """`estimated`."""
-        return NAME
-
-    @property
-    def relative_uncertainty(self) -> float:
-        """See `coefficients.yaml`, and `Calibration.relative_uncertainty`."""
-        return self._uncertainty
-
-    @property
-    def dynamic_uncertainty(self) -> float:
-        """Smaller than that of the whole where idling is guessed."""
-        return self._dynamic_uncertainty
 
     @property
     def idle_watts(self) -> float:

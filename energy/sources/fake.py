@@ -13,6 +13,8 @@ NAME = "fake"
 class FakeSource:
     """Counters in memory: `add` joules to one, `hide` and `show` it, `set_counter` it outright."""
 
+    name = NAME
+
     def __init__(
         self,
         domains: Sequence[Domain] = (Domain("package", "package-0", NAME),),
@@ -25,22 +27,7 @@ class FakeSource:
         self._idle_uj: dict[Domain, int] = {}
         self._hidden: set[Domain] = set()
         self._clock_ns = clock_ns
-        self._uncertainty = relative_uncertainty
-
-    @property
-    def name(self) -> str:
-        """`fake`."""
-        return NAME
-
-    @property
-    def relative_uncertainty(self) -> float:
-        """As given."""
-        return self._uncertainty
-
-    @property
-    def dynamic_uncertainty(self) -> float:
-        """The same."""
-        return self._uncertainty
+        self.relative_uncertainty = self.dynamic_uncertainty = relative_uncertainty
 
     def domains(self) -> list[Domain]:
         """As given, hidden ones included."""

@@ -35,6 +35,8 @@ class NvmlSource:
     left out.
     """
 
+    name = NAME
+
     def __init__(
         self,
         *,
@@ -44,7 +46,8 @@ class NvmlSource:
     ) -> None:
         """Open NVML. Raises SourceUnavailable if there is no library, driver or GPU with the counter."""
         self._clock_ns = clock_ns
-        self._uncertainty = (coefficients or load_coefficients()).uncertainty[NAME]
+        self.relative_uncertainty = self.dynamic_uncertainty = (coefficients or load_coefficients()).uncertainty[NAME]
+        """The same for both: what idling draws is learned from the same counters."""
         try:
             self._nvml = load()
         except ImportError as error:
@@ -88,21 +91,6 @@ class NvmlSource:
         except self._nvml.NVMLError:
             return False
         return bool(current)
-
-    @property
-    def name(self) -> str:
-        """`nvml`."""
-        return NAME
-
-    @property
-    def relative_uncertainty(self) -> float:
-        """0.05, see `coefficients.yaml`."""
-        return self._uncertainty
-
-    @property
-    def dynamic_uncertainty(self) -> float:
-        """The same: what idling draws is learned from the same counters."""
-        return self._uncertainty
 
     def domains(self) -> list[Domain]:
         """The GPUs, by index."""

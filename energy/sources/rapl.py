@@ -40,6 +40,8 @@ def _read_text(path: Path) -> str:
 class RaplSource:
     """Every zone of the tree that could be read when the source was opened."""
 
+    name = NAME
+
     def __init__(
         self,
         root: Path = DEFAULT_ROOT,
@@ -51,7 +53,8 @@ class RaplSource:
         """Find the zones. Raises SourceUnavailable if there are none or none of them may be read."""
         self._clock_ns = clock_ns
         self._read_text = read_text
-        self._uncertainty = (coefficients or load_coefficients()).uncertainty[NAME]
+        self.relative_uncertainty = self.dynamic_uncertainty = (coefficients or load_coefficients()).uncertainty[NAME]
+        """The same for both: what idling draws is learned from the same counters."""
         self._zones: dict[Domain, Path] = {}
         denied: Path | None = None
         for zone in sorted(root.glob("intel-rapl:*")):
@@ -132,21 +135,6 @@ class RaplSource:
             return int(self._read_text(path))
         except (OSError, ValueError):
             return None
-
-    @property
-    def name(self) -> str:
-        """`rapl`."""
-        return NAME
-
-    @property
-    def relative_uncertainty(self) -> float:
-        """0.05, see `coefficients.yaml`."""
-        return self._uncertainty
-
-    @property
-    def dynamic_uncertainty(self) -> float:
-        """The same: what idling draws is learned from the same counters."""
-        return self._uncertainty
 
     def domains(self) -> list[Domain]:
         """The zones, packages first by the tree's order."""

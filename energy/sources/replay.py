@@ -43,26 +43,13 @@ class ReplaySource:
     The label `source` of every figure is `fake`: what is played back is not what this machine draws.
     """
 
+    name = NAME
+
     def __init__(self, reads: Sequence[Sequence[Reading]], *, relative_uncertainty: float = 0.0) -> None:
         """`reads` as `read_recording` gives them."""
         self._reads = iter(reads)
         self._domains = list(dict.fromkeys(reading.domain for read in reads for reading in read))
-        self._uncertainty = relative_uncertainty
-
-    @property
-    def name(self) -> str:
-        """`fake`."""
-        return NAME
-
-    @property
-    def relative_uncertainty(self) -> float:
-        """As given."""
-        return self._uncertainty
-
-    @property
-    def dynamic_uncertainty(self) -> float:
-        """The same."""
-        return self._uncertainty
+        self.relative_uncertainty = self.dynamic_uncertainty = relative_uncertainty
 
     def domains(self) -> list[Domain]:
         """Every domain of the recording."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from energy.coefficients import DEFAULT_PATH, CoefficientError, load_coefficients
+from energy.coefficients import DEFAULT_PATH, SECOND_HAND, CoefficientError, load_coefficients
 from energy.procfs import CpuModel
 
 
@@ -20,6 +20,13 @@ def test_every_number_names_a_unit_and_a_dated_source() -> None:
     for entry in numbers:
         assert entry["unit"]
         assert tree["sources"][entry["source"]]["date"]
+
+
+def test_each_source_says_when_it_was_compared_or_that_its_figures_are_second_hand() -> None:
+    sources = yaml.safe_load(DEFAULT_PATH.read_text())["sources"]
+    assert {key for key, row in sources.items() if row["checked"] == SECOND_HAND} == {"khan-2018", "davy-2021"}
+    assert all(row["checked"] == SECOND_HAND or row["checked"] >= row["date"] for row in sources.values())
+    assert load_coefficients().sources["davy-2021"].endswith("(2021-09-22, second-hand)")
 
 
 def test_the_default_is_the_median_of_the_families() -> None:
