@@ -1,16 +1,20 @@
 """Brings a version from a store elsewhere (any fsspec URL: s3://, gs://, abfs://, http://, file://) into a local one.
 
 The other store has the layout of `models.store`. What arrives is verified like everything else: by the manifest's
-digests, and the manifest by the version's own name, so that the transport need not be trusted.
+digests, and the manifest by the version's own name. That finds what was damaged or mixed up on the way. It is no
+signature: the name holds 48 bits of the manifest's digest and, unless the caller gives it, comes over the same
+transport. Who may write to the other store, or to what passes on the way, decides what is served: use one that
+authenticates its server (https, s3, gs, abfs) and let few write there.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from models.manifest import Manifest
-from models.store import NotFound, Store, StoreError, Version
+from models.store import Corrupt, NotFound, Store, StoreError, Version
 
 MAX_POINTER_BYTES = 256
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -19,15 +23,17 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 def fetch(url: str, store: Store, family: str, version: str | None = None) -> Version:
     """Bring `version` (None: the one in force there) into `store` and make it current there.
 
-    What is in the store already, and sound, is not transferred again. Raises StoreError, naming the URL, if it cannot
-    be read or the client for its scheme is not installed, NotFound and Corrupt as the store does.
+    What is in the store already, and sound, is not transferred again; what went corrupt there is replaced. Raises
+    StoreError, naming the URL, if it cannot be read or the client for its scheme is not installed, NotFound and Corrupt
+    as the store does.
     """
     remote = _Remote(url, family)
     name = version or remote.current()
     if name in store.versions(family):
-        found = store.open(family, name)
-        store.set_current(family, name)
-        return found
+        with contextlib.suppress(Corrupt):
+            found = store.open(family, name)
+            store.set_current(family, name)
+            return found
     return store.adopt(family, name, lambda folder: remote.download(name, folder))
 
 

@@ -101,6 +101,20 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left in a family's folder; only for who holds it, nobody else is at it then."""
+    for left in folder.iterdir():
+        if left.name.startswith(_UNFINISHED):
+            shutil.rmtree(left)
+
+
+def _remove(version: Path) -> None:
+    """Delete a version, out of sight first: one that is deleted halfway must not look like a corrupt one."""
+    hidden = version.with_name(f".pruned-{version.name}")
+    version.rename(hidden)
+    shutil.rmtree(hidden)
+
+
 class Store:
     """A folder of published families."""
 
@@ -201,33 +215,39 @@ class Store:
     def adopt(self, family: str, name: str, fill: Callable[[Path], None]) -> Version:
         """Take over a version that was published elsewhere, under its own name, and make it current.
 
-        `fill` writes its files into an empty folder. It appears whole and verified or not at all. Raises NotFound if
-        `name` is no version's name, Corrupt if the files contradict it, and what `fill` raises.
+        `fill` writes its files into an empty folder. It appears whole and verified or not at all; one that is here and
+        sound is not filled again, one that went corrupt stays until it can be replaced. Raises NotFound if `name` is no
+        version's name, Corrupt if the files contradict it, and what `fill` raises.
         """
         if not _VERSION.match(name):
             raise NotFound(f"{name}: not the name of a version")
         folder = self.root / family
         folder.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(folder):
-            if name not in self.versions(family):
-                staging = Path(tempfile.mkdtemp(dir=folder, prefix=".publishing-"))
-                try:
-                    fill(staging)
-                    self._verified(family, name, staging)
-                    staging.chmod(0o755)
-                    staging.rename(folder / name)
-                except BaseException:
-                    shutil.rmtree(staging, ignore_errors=True)
-                    raise
-            version = self.open(family, name)
+            _remove_unfinished(folder)
+            try:
+                version = self.open(family, name)
+            except (NotFound, Corrupt):
+                self._take_over(family, name, folder, fill)
+                version = self.open(family, name)
             self.set_current(family, name)
             return version
 
+    def _take_over(self, family: str, name: str, folder: Path, fill: Callable[[Path], None]) -> None:
+        staging = Path(tempfile.mkdtemp(dir=folder, prefix=".publishing-"))
+        try:
+            fill(staging)
+            self._verified(family, name, staging)
+            staging.chmod(0o755)
+            with contextlib.suppress(FileNotFoundError):
+                _remove(folder / name)
+            staging.rename(folder / name)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
     def _publish(self, manifest: Manifest, files: Path, folder: Path) -> Version:
-        for left in folder.iterdir():
-            # Nobody else is at it, so a killed process left this.
-            if left.name.startswith(_UNFINISHED):
-                shutil.rmtree(left)
+        _remove_unfinished(folder)
         raw = manifest.model_dump_json(indent=1).encode()
         digest = hashlib.sha256(raw).hexdigest()[:12]
         for existing in self.versions(manifest.family):
@@ -269,10 +289,7 @@ class Store:
             names, current = self.versions(family), self.current(family)
             gone = [n for n in names[: max(0, len(names) - keep)] if n != current]
             for name in gone:
-                # Out of sight first: a version that is deleted halfway must not look like a corrupt one.
-                hidden = self.root / family / f".pruned-{name}"
-                (self.root / family / name).rename(hidden)
-                shutil.rmtree(hidden)
+                _remove(self.root / family / name)
         return gone
 
     @staticmethod

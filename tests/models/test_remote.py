@@ -52,6 +52,39 @@ def test_what_is_here_already_is_not_fetched_again(elsewhere: tuple[Store, Versi
 
 
 @pytest.mark.parametrize("victim", ["manifest.json", "nano.onnx", "tokenizer.json"])
+def test_what_went_corrupt_here_is_fetched_again(elsewhere: tuple[Store, Version], here: Store, victim: str) -> None:
+    other, version = elsewhere
+    fetched = fetch(str(other.root), here, "tiny")
+    (fetched.path / victim).write_bytes(b"{}")
+    with pytest.raises(Corrupt):
+        here.open("tiny")
+    assert fetch(str(other.root), here, "tiny").name == version.name
+    assert here.open("tiny").manifest == version.manifest
+    assert sorted(path.name for path in (here.root / "tiny").iterdir()) == [version.name, "current"]
+
+
+def test_what_went_corrupt_here_stays_while_nothing_sound_can_be_had(
+    elsewhere: tuple[Store, Version], here: Store
+) -> None:
+    other, version = elsewhere
+    fetched = fetch(str(other.root), here, "tiny")
+    (fetched.path / "nano.onnx").write_bytes(b"here")
+    (version.path / "nano.onnx").write_bytes(b"there")
+    with pytest.raises(Corrupt):
+        fetch(str(other.root), here, "tiny")
+    assert (fetched.path / "nano.onnx").read_bytes() == b"here"
+    assert sorted(path.name for path in (here.root / "tiny").iterdir()) == [version.name, "current"]
+
+
+def test_what_a_killed_fetch_left_goes_at_the_next_one(elsewhere: tuple[Store, Version], here: Store) -> None:
+    for name in (".publishing-abc", ".pruned-0001-abcdefabcdef"):
+        (here.root / "tiny" / name).mkdir(parents=True)
+        (here.root / "tiny" / name / "half.onnx").write_bytes(b"half")
+    version = fetch(str(elsewhere[0].root), here, "tiny")
+    assert sorted(path.name for path in (here.root / "tiny").iterdir()) == [version.name, "current"]
+
+
+@pytest.mark.parametrize("victim", ["manifest.json", "nano.onnx", "tokenizer.json"])
 def test_a_changed_byte_is_refused_and_leaves_nothing(
     elsewhere: tuple[Store, Version], here: Store, victim: str
 ) -> None:
