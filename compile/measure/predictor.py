@@ -27,6 +27,11 @@ class Measured:
     parameters: float
     joules_per_1k: float
 
+    @property
+    def model(self) -> tuple[str, float, float]:
+        """What tells it from other models; rows that agree in it are measurements of one, for the predictor."""
+        return self.family, self.macs, self.parameters
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -49,7 +54,7 @@ class Fitted:
     rows: int
     families: int
     leave_one_out: float
-    """Mean relative error, each variant predicted from all others."""
+    """Mean relative error, each variant predicted from all others that are not the same model (`Measured.model`)."""
     leave_one_out_worst: float
     leave_family_out: float | None
     """Mean relative error, each family predicted from the other ones; None where there are too few others."""
@@ -68,15 +73,24 @@ def fit(rows: Sequence[Measured]) -> Predictor:
 
 
 def fit_and_judge(rows: Sequence[Measured]) -> Fitted | None:
-    """The predictor of all rows with its errors; None if there are fewer than `MIN_ROWS`."""
-    if len(rows) < MIN_ROWS:
+    """The predictor of all rows with its errors; None if they are fewer than `MIN_ROWS` different models."""
+    if _models(rows) < MIN_ROWS:
         return None
     families = {row.family for row in rows}
-    alone = _errors([([row], [*rows[:at], *rows[at + 1 :]]) for at, row in enumerate(rows)])
+    alone = _errors([([row], others(row, rows)) for row in rows])
     splits = [([r for r in rows if r.family == f], [r for r in rows if r.family != f]) for f in sorted(families)]
-    known = all(len(rest) >= MIN_ROWS - 1 for _, rest in splits)
+    known = all(_models(rest) >= MIN_ROWS - 1 for _, rest in splits)
     apart = float(_errors(splits).mean()) if known else None
     return Fitted(fit(rows), len(rows), len(families), float(alone.mean()), float(alone.max()), apart)
+
+
+def others(row: Measured, rows: Sequence[Measured]) -> list[Measured]:
+    """What a fit may see that is judged by `row`: all rows but those of the same model."""
+    return [other for other in rows if other.model != row.model]
+
+
+def _models(rows: Sequence[Measured]) -> int:
+    return len({row.model for row in rows})
 
 
 def _errors(splits: Sequence[tuple[Sequence[Measured], Sequence[Measured]]]) -> NDArray[np.float64]:

@@ -26,8 +26,9 @@ def write_report(version: Version, path: Path) -> Path:
 
     Equal stores give equal bytes.
     """
-    # The store that the version lies in: the predictor of joules learns from every version of it.
-    document = build(version.manifest, version.name, manifests(Store(version.path.parent.parent)))
+    # The store that the version lies in: the predictor of joules learns from every family of it.
+    peers = manifests(Store(version.path.parent.parent), version.manifest)
+    document = build(version.manifest, version.name, peers)
     for plot in document.plots:
         write_atomic(path.parent / f"{plot.name}.png", plot.png)
     write_atomic(path.parent / PAGE, to_html(document).encode())

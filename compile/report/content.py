@@ -313,10 +313,11 @@ def _predictor(manifest: Manifest, peers: Sequence[Manifest]) -> Iterator[Block]
         ranked = _shown(indicator(near[setting]), ".2f")
         rows.append((_setting(setting), formula, f"{fit.rows} of {fit.families}", *errors, ranked))
     yield Text(
-        "Joules per 1,000 texts, by least squares on relative errors, no coefficient below 0, over every version in "
-        "the store that compares: same CPU, energy source and precision. The error is that of variants (or whole "
-        "families) that the fit has not seen. The last column says how well the indicator MACs per parameter alone "
-        "puts the variants in the order of their joules (Spearman's rank correlation, 1 is perfect)."
+        "Joules per 1,000 texts, by least squares on relative errors, no coefficient below 0, over one version of "
+        "every family in the store that compares: same CPU, energy source and precision. The error is that of variants "
+        "(or whole families) that the fit has not seen, nor another one of the same family and size. The last column "
+        "says how well the indicator MACs per parameter alone puts the variants in the order of their joules "
+        "(Spearman's rank correlation, 1 is perfect)."
     )
     columns = (
         "variants", "J per 1,000 texts =", "variants of families", "mean error, variant unseen", "worst",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import ValidationError
 
-from compile.measure.predictor import Fitted, Measured, fit, fit_and_judge
+from compile.measure.predictor import Fitted, Measured, fit, fit_and_judge, others
 from compile.measure.scores import spearman
 from models.manifest import Manifest
 from models.store import Store
@@ -23,16 +23,23 @@ class Setting:
     precision: str
 
 
-def manifests(store: Store) -> list[Manifest]:
-    """Every manifest in a store that this release reads; model files are not looked at."""
-    found = []
-    for family in store.families():
-        for name in store.versions(family):
-            try:
-                found.append(Manifest.model_validate_json((store.root / family / name / "manifest.json").read_bytes()))
-            except (OSError, ValidationError):
-                continue
-    return found
+def manifests(store: Store, shown: Manifest) -> list[Manifest]:
+    """Of every family in a store the newest manifest that this release reads, of its own family the one `shown`.
+
+    One version a family: another one holds much the same variants, and would tell a predictor what it is judged by.
+    Model files are not looked at.
+    """
+    newest = (shown if family == shown.family else _newest(store, family) for family in store.families())
+    return [manifest for manifest in newest if manifest is not None]
+
+
+def _newest(store: Store, family: str) -> Manifest | None:
+    for name in reversed(store.versions(family)):
+        try:
+            return Manifest.model_validate_json((store.root / family / name / "manifest.json").read_bytes())
+        except (OSError, ValidationError):
+            continue
+    return None
 
 
 def comparable(of: Sequence[Manifest]) -> dict[Setting, list[Measured]]:
@@ -63,9 +70,9 @@ def indicator(rows: Sequence[Measured]) -> float | None:
 
 
 def held_out(rows: Sequence[Measured]) -> list[tuple[float, float]]:
-    """(measured, predicted) joules per 1,000 texts, each row predicted by a fit to all others."""
+    """(measured, predicted) joules per 1,000 texts, each row predicted by a fit to all other models."""
     pairs = []
-    for at, row in enumerate(rows):
-        predictor = fit([*rows[:at], *rows[at + 1 :]])
+    for row in rows:
+        predictor = fit(others(row, rows))
         pairs.append((row.joules_per_1k, predictor.joules_per_1k(row.macs, row.parameters)))
     return pairs

@@ -249,7 +249,17 @@ def test_a_version_that_cannot_be_read_does_not_hinder_the_others(tiny_version: 
     store = Store(tiny_version.path.parent.parent)
     second = publish_tiny_family(store, scale=3.0)
     (second.path / "manifest.json").write_text("{")
-    assert manifests(store) == [tiny_version.manifest]
+    assert manifests(store, make()) == [tiny_version.manifest]
+
+
+def test_the_predictor_learns_from_one_version_of_a_family_its_newest_or_the_one_that_is_shown(
+    tiny_version: Version,
+) -> None:
+    store = Store(tiny_version.path.parent.parent)
+    second = publish_tiny_family(store, scale=3.0)
+    other = publish_tiny_family(store, family="other")
+    assert manifests(store, tiny_version.manifest) == [other.manifest, tiny_version.manifest]
+    assert manifests(store, other.manifest) == [other.manifest, second.manifest]
 
 
 def test_the_figures_kept_as_json_have_the_points_and_the_reasons() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compile.measure.predictor import Measured, Predictor, fit, fit_and_judge
+from compile.report.predictions import held_out
 
 SIZES = [(20e6, 5e6), (60e6, 8e6), (90e6, 30e6), (240e6, 22e6), (110e6, 66e6), (300e6, 12e6)]
 
@@ -60,6 +61,23 @@ def test_a_family_unlike_the_others_shows_in_the_error_of_families_alone() -> No
     assert judged.leave_family_out is not None
     assert judged.leave_family_out > judged.leave_one_out
     assert judged.leave_family_out == pytest.approx((1.0 + 0.5) / 2, rel=1e-6)
+
+
+def test_a_twin_of_the_variant_that_is_held_out_is_held_out_with_it() -> None:
+    # Costs that sizes do not tell: only a row's own twin could foretell them.
+    sizes = [(20e6, 5e6), (60e6, 8e6), (90e6, 30e6), (240e6, 22e6)]
+    rows = [Measured("a", m, p, j) for (m, p), j in zip(sizes, (9.0, 1.0, 6.0, 2.0), strict=True)]
+    once, twice = fit_and_judge(rows), fit_and_judge([*rows, *rows])
+    assert once is not None
+    assert twice is not None
+    assert twice.leave_one_out == pytest.approx(once.leave_one_out)
+    assert twice.leave_one_out_worst == pytest.approx(once.leave_one_out_worst)
+    assert np.allclose(held_out([*rows, *rows])[:4], held_out(rows))
+
+
+def test_measurements_of_too_few_models_are_not_fitted_however_many_they_are() -> None:
+    rows = _rows(Predictor(1.0, 40.0, 0.1), families="aaaaaa")[:3]
+    assert fit_and_judge(rows * 5) is None
 
 
 def test_too_few_variants_are_not_fitted_and_a_lone_family_has_no_error_apart() -> None:
