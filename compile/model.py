@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -124,9 +126,21 @@ class Classifier(nn.Module):
 def from_base(base: Base, pooling: str, labels: int) -> Classifier:
     """A classifier with the base's encoder weights and a fresh head; BaseError if weights are missing."""
     family = family_of(base.model_type)
-    model = Classifier(family, load_config(family, base.config), pooling, labels)
-    model.encoder.load_state_dict(_pretrained(family, base).state_dict())
+    with _named(base):
+        model = Classifier(family, load_config(family, base.config), pooling, labels)
+        model.encoder.load_state_dict(_pretrained(family, base).state_dict())
     return model
+
+
+@contextmanager
+def _named(base: Base) -> Iterator[None]:
+    """Turn what transformers and torch say of a configuration or of weights that do not fit it into BaseError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        words = (str(error) or type(error).__name__).splitlines()[0]
+        problem = f"{base.path} cannot be read ({words})"
+        raise BaseError("base", problem, "its weights must fit its config.json") from error
 
 
 def load(folder: Path) -> Classifier:
@@ -151,9 +165,6 @@ def _pretrained(family: Family, base: Base) -> nn.Module:
         encoder, found = encoder_class.from_pretrained(
             base.path, config=load_config(family, base.config), output_loading_info=True, **options
         )
-    except (RuntimeError, ValueError, OSError) as error:
-        problem = f"{base.path} cannot be read ({str(error).splitlines()[0]})"
-        raise BaseError("base", problem, "its weights must fit its config.json") from error
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from compile.data.dataset import Split
+from compile.errors import BaseError
 
 Ints = NDArray[np.int64]
 
@@ -41,8 +42,15 @@ class Encoded:
 
 
 def load_tokenizer(path: Path, max_tokens: int | None = None) -> Tokenizer:
-    """Read tokenizer.json; padding off, truncation at `max_tokens` or off, whatever the file says."""
-    tokenizer = Tokenizer.from_file(str(path))
+    """Read tokenizer.json; padding off, truncation at `max_tokens` or off, whatever the file says.
+
+    Raises BaseError if it is no tokenizer.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower type
+        problem = f"{path} cannot be read as a tokenizer ({error})"
+        raise BaseError("base", problem, "download it again, or save it again with a fast tokenizer") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if max_tokens is not None:

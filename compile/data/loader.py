@@ -106,11 +106,14 @@ def _read(path: Path) -> Rows:
 def _label_names(path: Path) -> list[str]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(raw, dict):
-            return [str(raw[str(i)]) for i in range(len(raw))]
-        return [str(name) for name in raw]
+        names = [str(raw[str(i)]) for i in range(len(raw))] if isinstance(raw, dict) else [str(name) for name in raw]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("data", f"{path}: not a list of label names ({error})", "map 0, 1, … to names") from error
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        problem = f"{path} calls labels {names.index(twice)} and {names.index(twice, names.index(twice) + 1)} '{twice}'"
+        raise DataError("data.label", problem, "give each label a name of its own")
+    return names
 
 
 def _hub(source: str) -> tuple[dict[str, Rows], list[str] | None]:
@@ -182,7 +185,7 @@ def _numbering(values: list[Any], names: list[str] | None) -> tuple[dict[Any, in
         return {v: int(v) for v in distinct}, tuple(names or [str(i) for i in range(count)])
     if all(isinstance(v, int | float) or _REAL.fullmatch(str(v)) for v in distinct):
         raise DataError("data.label", "labels are real numbers", "set data.task to regression, or number the classes")
-    words = names or sorted(str(v) for v in distinct)
+    words = names or sorted({str(v) for v in distinct})
     unknown = sorted(str(v) for v in distinct if str(v) not in words)
     if unknown:
         raise DataError("data.label", f"'{unknown[0]}' is not in labels.json", "add it there or correct the rows")
