@@ -24,6 +24,8 @@ from energy.grid.signal import GridError, GridProvider, Implausible, Intensity, 
 
 log = structlog.get_logger(__name__)
 
+LONGEST_SILENCE_S = 3600.0
+"""A provider that asks for more is asked again after so long: a proxy's "next year" would end the feed for good."""
 PAST_DAYS = 2.0
 """A reading without a recent one beside it is measured against so many days."""
 
@@ -132,13 +134,15 @@ class Ladder:
         return Outcome(reading)
 
     async def _live(self) -> Intensity:
-        if self._not_before is not None and self.now() < self._not_before:
-            raise Throttled(f"the provider asked to be left alone until {self._not_before:%H:%M:%S}")
+        # More than was ever set means that the clock was put back.
+        until = self._not_before
+        if until is not None and 0 < (until - self.now()).total_seconds() <= LONGEST_SILENCE_S:
+            raise Throttled(f"the provider asked to be left alone until {until:%H:%M:%S}")
         try:
             reading = await self.provider.latest()
         except Throttled as error:
             if error.retry_after_s is not None:
-                self._not_before = self.now() + timedelta(seconds=error.retry_after_s)
+                self._not_before = self.now() + timedelta(seconds=min(error.retry_after_s, LONGEST_SILENCE_S))
             raise
         if reading.kind == "live":
             check_fresh(reading, self.now(), self._limits.live_max_age_s)

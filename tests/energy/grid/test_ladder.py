@@ -18,6 +18,7 @@ from energy.grid.signal import (
     Intensity,
     Kind,
     Stale,
+    Throttled,
     Unreachable,
     plausible,
 )
@@ -78,6 +79,27 @@ class Feed:
 async def rung(ladder: Ladder) -> tuple[str, float] | None:
     reading = (await ladder.read()).reading
     return None if reading is None else (reading.kind, reading.grams_per_kwh)
+
+
+@pytest.mark.parametrize("retry_after_s", [31_536_000.0, 1e30])
+async def test_a_provider_that_asks_for_a_year_is_asked_again_after_an_hour(retry_after_s: float) -> None:
+    ladder = Ladder(feed := Feed())
+    feed.fault = Throttled("busy", retry_after_s)
+    assert await rung(ladder) is None
+    feed.fault = None
+    feed.clock += HOUR - timedelta(seconds=1)
+    assert await rung(ladder) is None
+    feed.clock += timedelta(seconds=1)
+    assert await rung(ladder) == ("live", 200.0)
+
+
+async def test_a_clock_that_is_put_back_does_not_prolong_what_a_provider_asked_for() -> None:
+    ladder = Ladder(feed := Feed())
+    feed.fault = Throttled("busy", 600.0)
+    await ladder.read()
+    feed.fault = None
+    feed.clock -= 24 * HOUR
+    assert await rung(ladder) == ("live", 200.0)
 
 
 async def test_the_rungs_are_taken_in_order_and_the_last_is_nothing() -> None:
