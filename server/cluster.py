@@ -38,7 +38,6 @@ from server.settings import ENV_PREFIX, Settings
 CONDUCTOR = "conductor"
 FIRST_NEWS_TIMEOUT_S = 120.0
 NEWS_TIMEOUT_S = 10.0
-GRID_AGAIN_S = 300.0
 MAX_CALLS = 10_000
 """Replicas wait for jobs in calls of their own, some for each of them."""
 MAX_NODES = 4096
@@ -153,7 +152,7 @@ class _Replica(ReplicaActor):
         super().__init__(settings, driven=False, jobs=lambda: _ConductorCalls(conductor))
         self._conductor = conductor
         self._machine = ray.get_runtime_context().get_node_id()
-        self._grid: tuple[str, float] = ("", 0.0)
+        self._grid: str | None = None
         news = await self._ask(FIRST_NEWS_TIMEOUT_S)
         await self.begin(Orders.from_user_config(news["orders"]))
 
@@ -176,12 +175,10 @@ class _Replica(ReplicaActor):
         return told
 
     async def _hand_on(self, grid: str | None) -> None:
-        said, at_s = self._grid
-        now_s = time.monotonic()
-        # Written again from time to time, as the conductor does: a file that nobody renews counts as stale.
-        if grid is not None and (grid != said or now_s - at_s > GRID_AGAIN_S):
+        # It says when it was written, so that each look of the conductor gives another one.
+        if grid is not None and grid != self._grid:
             await asyncio.to_thread(write_atomic, self._settings.node_dir / GRID_FILE, grid.encode())
-            self._grid = (grid, now_s)
+            self._grid = grid
 
 
 class Growth:

@@ -45,7 +45,7 @@ class GridState:
     age_s: float | None
     """Age of the reading when the file was written."""
     written_s: float
-    """When the file was written, seconds since the epoch."""
+    """When the controller wrote the file, seconds since the epoch; a copy of it on another machine is as old."""
     zone: str
     provider: str
     kind: str
@@ -70,21 +70,23 @@ class GridState:
         return STEPS.get(self.kind, 4)
 
 
-def parse_grid_state(data: bytes, written_s: float) -> GridState:
-    """Parse the file. Raises ValueError naming the field."""
+def parse_grid_state(data: bytes, modified_s: float) -> GridState:
+    """Parse the file, which was last modified at `modified_s`: it was written no later than that, whatever it says.
+    Raises ValueError naming the field."""
     tree = json.loads(data)
     if not isinstance(tree, dict):
         raise ValueError("grid.json: not a map")
     switches = tree.get("switches_total") or 0
     if not isinstance(switches, int) or switches < 0:
         raise ValueError(f"switches_total: {switches!r} is no count")
+    written_s = _number(tree, "written_s", math.inf)
     budget = tree.get("budget") or {}
     if not isinstance(budget, dict):
         raise ValueError("budget: not a map")
     return GridState(
         grams_per_kwh=_number(tree, "grams_per_kwh", _MAX_GRAMS_PER_KWH),
         age_s=_number(tree, "age_s", math.inf),
-        written_s=written_s,
+        written_s=modified_s if written_s is None else min(written_s, modified_s),
         zone=_label(tree, "zone"),
         provider=_label(tree, "provider"),
         kind=_label(tree, "kind"),

@@ -217,6 +217,8 @@ class ShapingController:
                 "measure": signal.measure,
             }
         return {
+            # By this the reading's age is told wherever the file is carried to.
+            "written_s": round(time.time(), 3),
             **reading,
             "expected_grams_per_kwh": self._ladder.expected_now(),
             "zone": provider.zone,

@@ -153,6 +153,22 @@ def test_without_a_file_or_with_an_old_one_the_intensity_is_unknown(tmp_path: Pa
     assert grid.state() is not None
 
 
+def test_a_copy_of_the_grid_file_is_as_old_as_its_reading_however_often_it_is_written(tmp_path: Path) -> None:
+    first_s = written(tmp_path)
+    clock = WallClock(first_s)
+    grid = GridFile(tmp_path, clock)
+    for passed_s, known in ((0, True), (STALE_AFTER_SECONDS - 1, True), (STALE_AFTER_SECONDS + 1, False)):
+        clock.now_s = first_s + passed_s
+        written(tmp_path, written_s=first_s)
+        os.utime(tmp_path / "grid.json", (clock.now_s, clock.now_s))
+        assert (grid.grams_per_kwh() is not None) is known
+        assert grid.age_s() == pytest.approx(60 + passed_s)
+
+
+def test_a_grid_file_of_a_clock_that_is_ahead_is_no_younger_than_the_file() -> None:
+    assert parse_grid_state(json.dumps({**GRID, "written_s": 5000.0}).encode(), 4000.0).written_s == 4000.0
+
+
 def test_a_grid_file_that_cannot_be_understood_leaves_the_state_as_it_was(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
