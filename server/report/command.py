@@ -30,7 +30,11 @@ class Inputs:
     def assumptions(self, period: Period) -> Assumptions:
         """With the server's manufacture by the published model, from the memory that the totals name, where the user
         said nothing."""
-        hardware = assumed_hardware(load_coefficients(), 1, period.latest.memory_gib or 0.0, self.resource_share)
+        memory_gib = period.latest.memory_gib
+        hardware = assumed_hardware(load_coefficients(), 1, memory_gib or 0.0, self.resource_share)
+        if memory_gib is None:
+            words = "the least memory of a server, since the totals do not say how much there is (see --embodied-kg)"
+            hardware = replace(hardware, source=f"{hardware.source}; {words}")
         if self.embodied_kg is not None:
             hardware = replace(hardware, total_kg=self.embodied_kg, source="input (--embodied-kg)")
         if self.lifespan_years is not None:

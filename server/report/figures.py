@@ -172,7 +172,7 @@ def _operational_grams(period: Period) -> float:
 
 def _sci(period: Period, energy: _Energy, assumed: Assumptions) -> tuple[Figure, ...]:
     grams, hardware = _operational_grams(period), assumed.hardware
-    found: Sci | None = score(grams, energy.band, hardware, period.hours, round(energy.answered))
+    found: Sci | None = score(grams, energy.band, hardware, period.machine_hours, round(energy.answered))
     if found is None or not any(row.intensity is not None for row in period.rows):
         return ()
     operational = f"hour by hour: joules ({energy.source}) x PUE x {_grid_words(period)}"
@@ -183,8 +183,8 @@ def _sci(period: Period, energy: _Energy, assumed: Assumptions) -> tuple[Figure,
         ),
         Figure("TE: a server's manufacture", hardware.total_kg, "kgCO2e", hardware.source),
         Figure(
-            "TS: share of its life", period.hours / (hardware.lifespan_years * 8766), "ratio",
-            f"{period.hours:.3g} metered hours of {hardware.lifespan_years:g} years",
+            "TS: share of its life", period.machine_hours / (hardware.lifespan_years * 8766), "ratio",
+            f"{period.machine_hours:.3g} metered hours of machines of {hardware.lifespan_years:g} years",
         ),
         Figure("RS: share of it reserved", hardware.resource_share, "ratio", "input (--resource-share)"),
         Figure("R: functional units", float(found.units), "answers", "requests_total, outcomes ok and cached"),

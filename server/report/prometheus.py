@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,9 @@ from server.report.errors import ReportError
 from server.report.rows import HourRow
 
 TIMEOUT_S = 30.0
+MACHINES = "jouleserve_power_usage_effectiveness_ratio"
+"""A gauge that every node process always shows: it tells how many there were."""
+MINUTES = 60
 MAX_HOURS = 9000
 """A year and a bit; Prometheus gives at most 11,000 points a series."""
 
@@ -39,11 +43,17 @@ def read_prometheus(url: str, begin: str, end: str) -> list[HourRow]:
                 "jouleserve_compile_cpu_seconds",
             )
         }
+        minutes = _matrix(client, f"count_over_time({MACHINES}[1h:1m])", first, last)
     if not counters:
         raise ReportError(
             f"{url}: no jouleserve figures from {begin} to {end}; is it the server that scrapes /metrics?"
         )
-    return [_row(hour, counters[hour], gauges) for hour in sorted(counters)]
+    return [replace(_row(hour, counters[hour], gauges), machines=_machines(hour, minutes)) for hour in sorted(counters)]
+
+
+def _machines(hour: str, minutes: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> float:
+    """The mean number of machines over an hour, by the minutes in which each was there; 1 if none says so."""
+    return sum(min(values[hour], MINUTES) for _, values in minutes if hour in values) / MINUTES or 1.0
 
 
 def _take_counter(

@@ -33,6 +33,8 @@ class HourRow:
     provider: str = ""
     memory_gib: float | None = None
     compiled: Sequence[Mapping[str, Any]] = ()
+    machines: float = 1.0
+    """How many machines the counters are of, in the mean over `seconds`."""
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> HourRow:
@@ -110,6 +112,11 @@ class Period:
     def hours(self) -> float:
         """Hours that were metered."""
         return sum(row.seconds for row in self.rows) / HOUR_S
+
+    @property
+    def machine_hours(self) -> float:
+        """The same, each machine's hours counted."""
+        return sum(row.seconds * row.machines for row in self.rows) / HOUR_S
 
     @property
     def latest(self) -> HourRow:

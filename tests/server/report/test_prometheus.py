@@ -36,18 +36,31 @@ pytestmark = pytest.mark.skipif(
 
 
 def exposition() -> str:
-    """Counters that grow evenly over each hour, scraped once a minute, from the hour before to the end."""
-    start = int(datetime.fromisoformat("2026-11-28T10:00:00+00:00").timestamp())
+    """Counters that grow evenly over each hour, scraped once a minute, from the hour before to the end: of one machine,
+    and the day after of two, the second of which is there in the first hour only."""
     seen: dict[str, list[str]] = {}
+    scrape(seen, "2026-11-28T10:00:00+00:00", "a:9400", len(HOURS))
+    scrape(seen, "2026-11-29T10:00:00+00:00", "a:9400", len(HOURS))
+    scrape(seen, "2026-11-29T10:00:00+00:00", "b:9400", 1)
+    out = []
+    for name, samples in seen.items():
+        family, kind = (name.removesuffix("_total"), "counter") if name.endswith("_total") else (name, "gauge")
+        by_series = sorted(samples, key=lambda text: text.rpartition("}")[0])
+        out += [f"# TYPE {family} {kind}", *by_series]
+    return "\n".join([*out, "# EOF", ""])
+
+
+def scrape(seen: dict[str, list[str]], since: str, instance: str, hours: int) -> None:
+    start = int(datetime.fromisoformat(since).timestamp())
 
     def put(name: str, labels: dict[str, str], value: float, time_s: int) -> None:
-        inner = ",".join(f'{key}="{word}"' for key, word in {**labels, "job": "node", "instance": "a:9400"}.items())
+        inner = ",".join(f'{key}="{word}"' for key, word in {**labels, "job": "node", "instance": instance}.items())
         seen.setdefault(name, []).append(f"{name}{{{inner}}} {value} {time_s}")
 
     before = {(name, tuple(labels.items())): 0.0 for name, labels, _ in counters(1.0, 1.0)}
-    for number, (_, joules, grams) in enumerate(HOURS):
+    for number, (_, joules, grams) in enumerate(HOURS[:hours]):
         grown = {(name, tuple(labels.items())): value for name, labels, value in counters(joules, grams)}
-        for second in range(0, 3600 + (STEP_S if number == len(HOURS) - 1 else 0), STEP_S):
+        for second in range(0, 3600 + (STEP_S if number == hours - 1 else 0), STEP_S):
             time_s = start + number * 3600 + second
             for key, value in grown.items():
                 put(key[0], dict(key[1]), before[key] + value * second / 3600, time_s)
@@ -56,12 +69,6 @@ def exposition() -> str:
             zone = {"zone": "DE", "provider": "replay", "kind": "live"}
             put("jouleserve_grid_intensity_grams_per_kwh", zone, grams, time_s)
         before = {key: before[key] + value for key, value in grown.items()}
-    out = []
-    for name, samples in seen.items():
-        family, kind = (name.removesuffix("_total"), "counter") if name.endswith("_total") else (name, "gauge")
-        by_series = sorted(samples, key=lambda text: text.rpartition("}")[0])
-        out += [f"# TYPE {family} {kind}", *by_series]
-    return "\n".join([*out, "# EOF", ""])
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +115,21 @@ def test_prometheus_gives_the_report_that_the_hourly_totals_give(prometheus: str
             # increase() extrapolates to the ends of the hour.
             wanted = pytest.approx(figure.value, rel=0.04, abs=1e-6)
             assert found[figure.name, figure.unit] == wanted, figure.name
+
+
+def test_every_machines_manufacture_counts_for_the_hours_that_it_was_there(prometheus: str, tmp_path: Path) -> None:
+    def sci(day: int) -> dict[str, float]:
+        period = (f"2026-11-{day}T10:00", f"2026-11-{day}T12:00")
+        report = run(tmp_path, prometheus, *period, Inputs(0.5, "EUR"), tmp_path / f"{day}")
+        assert report.hours == 2
+        (source,) = (one.source for one in report.sci if one.name.startswith("TE"))
+        assert "--embodied-kg" in source
+        return {one.name.partition(":")[0]: one.value for one in report.sci}
+
+    one, two = sci(28), sci(29)
+    # The second machine was there for an hour, and for the five minutes after it for which Prometheus holds on to it.
+    assert two["M"] / one["M"] == pytest.approx(1.5, abs=0.06)
+    assert two["TE"] == one["TE"]
 
 
 def test_a_period_that_prometheus_knows_nothing_of_is_said(prometheus: str, tmp_path: Path) -> None:
