@@ -34,6 +34,8 @@ class Domain:
     """True if other domains hold the same joules already (psys, core): shown, never summed."""
     max_watts: float | None = field(default=None, compare=False)
     """More than the device can draw; None if no bound is known. Used to tell wraps from nonsense."""
+    limit_watts: float | None = field(default=None, compare=False)
+    """The device's own power limit; None where none is stated. No load within it is doubted, however sudden."""
     never_rests: bool = field(default=False, compare=False)
     """True if the device draws something at all times, so that a counter that stands still is broken."""
     on_cpu: bool = field(default=True, compare=False)

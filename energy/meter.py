@@ -5,8 +5,8 @@ adds the rest of the range; a gap longer than half the range at maximum power, a
 without wrapping and a difference beyond maximum power re-baseline and are reported as missing. A counter
 that cannot be read, or that stands still although its device always draws something (frozen), is missing for that tick,
 and what it counted meanwhile arrives with its next reading. A jump to more than ten times the highest power that was
-seen is held back: if the next reading still shows such a power it was a load and nothing is lost, otherwise it was
-nonsense and is not counted. Missing is absent, never 0.
+seen, and beyond the device's power limit where one is stated, is held back: if the next reading still shows such a power
+it was a load and nothing is lost, otherwise it was nonsense and is not counted. Missing is absent, never 0.
 
 Totals are not sums of those differences: they are read off the counters themselves, last reading minus first with
 whole ranges for wraps. So whoever books the differences can be checked against the totals.
@@ -208,11 +208,13 @@ class Meter:
         return still and reading.domain.never_rests
 
     def _jumps(self, previous: Reading, reading: Reading, outcome: Delta | Missing) -> bool:
-        """True for a power far beyond any that was seen, on a counter whose plausible power is known at all."""
-        peak = self._peak_watts.get(reading.domain, 0.0)
-        if isinstance(outcome, Missing) or reading.domain.max_watts is None or peak <= 0:
+        """True for a power far beyond any that was seen, on a counter whose plausible power is known at all. A burst
+        within the device's power limit is a load, though a second is all it lasts: that of a process that saw none."""
+        domain = reading.domain
+        peak = self._peak_watts.get(domain, 0.0)
+        if isinstance(outcome, Missing) or domain.max_watts is None or peak <= 0:
             return False
-        return _watts(outcome) > JUMP_FACTOR * peak
+        return _watts(outcome) > max(JUMP_FACTOR * peak, domain.limit_watts or 0.0)
 
     def _vouches_for(self, suspect: Reading, previous: Reading, reading: Reading) -> bool:
         """Whether the reading after a jump makes sense of it: the power lasts, or the counter is back on its way."""

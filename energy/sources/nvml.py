@@ -75,15 +75,18 @@ class NvmlSource:
             return
         if self._is_partitioned(handle):
             log.warning("nvml: %s is split by MIG; its counter covers all partitions together", device)
-        watts = self._limit_watts(handle)
-        self._handles[Domain("gpu", device, NAME, max_watts=watts, never_rests=True, on_cpu=False)] = handle
+        limit = self._limit_watts(handle)
+        watts = _MAX_WATTS if limit is None else _LIMIT_MARGIN * limit
+        domain = Domain("gpu", device, NAME, max_watts=watts, limit_watts=limit, never_rests=True, on_cpu=False)
+        self._handles[domain] = handle
 
-    def _limit_watts(self, handle: Any) -> float:
+    def _limit_watts(self, handle: Any) -> float | None:
+        """The highest power limit that the board can be given; None where it states none."""
         try:
             _, highest_mw = self._nvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
         except self._nvml.NVMLError:
-            return _MAX_WATTS
-        return _LIMIT_MARGIN * highest_mw / _MW_PER_WATT if highest_mw > 0 else _MAX_WATTS
+            return None
+        return highest_mw / _MW_PER_WATT if highest_mw > 0 else None
 
     def _is_partitioned(self, handle: Any) -> bool:
         try:

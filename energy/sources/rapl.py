@@ -12,7 +12,6 @@ such copies are found by reading the two in turn, and left out.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,18 +93,22 @@ class RaplSource:
         if range_uj <= 0:
             raise ValueError(f"max_energy_range_uj is {range_uj}")
         overlaps = name in _INSIDE_PACKAGE or name == "psys"
+        limit, sold = self._limit_watts(zone), _MAX_WATTS.get(name, 1500.0)
+        if limit is not None and _LIMIT_MARGIN * limit > sold:
+            limit = None  # a register's highest value, which limits nothing
         return Domain(
             name,
             device,
             NAME,
             wraps_at_uj=range_uj,
             overlaps=overlaps,
-            max_watts=min(self._limit_watts(zone), _MAX_WATTS.get(name, 1500.0)),
+            max_watts=sold if limit is None else _LIMIT_MARGIN * limit,
+            limit_watts=limit,
             never_rests=name in _NEVER_RESTS,
         )
 
-    def _limit_watts(self, zone: Path) -> float:
-        """Twice the zone's highest power limit; infinite where the kernel states none."""
+    def _limit_watts(self, zone: Path) -> float | None:
+        """The zone's highest power limit; None where the kernel states none."""
         limits = []
         for pattern in ("constraint_*_max_power_uw", "constraint_*_power_limit_uw"):
             for path in zone.glob(pattern):
@@ -114,7 +117,7 @@ class RaplSource:
                 except (OSError, ValueError):
                     continue
         highest = max(limits, default=0)
-        return _LIMIT_MARGIN * highest / _UW_PER_WATT if highest > 0 else math.inf
+        return highest / _UW_PER_WATT if highest > 0 else None
 
     def _twin_of(self, domain: Domain, path: Path) -> Domain | None:
         """A zone of the same kind that shows the very same counter: read before and after, it encloses this one's

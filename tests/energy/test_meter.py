@@ -220,6 +220,22 @@ def test_a_jump_by_a_factor_of_ten_that_does_not_last_is_nonsense_and_not_counte
     assert meter.unmetered_uj == {(STEADY, "jump"): 400_000_000}
 
 
+BOARD = Domain("gpu", "gpu-0", "fake", max_watts=1400.0, limit_watts=700.0, never_rests=True, on_cpu=False)
+
+
+def test_bursts_of_a_second_within_the_stated_power_limit_are_counted_from_the_first() -> None:
+    meter, seen = drawn(*[25, 25, 325, 25, 25] * 20, domain=BOARD)
+    assert meter.total_uj[BOARD] == 20 * 425_000_000
+    assert ("jump",) not in seen
+    assert meter.unmetered_uj == {}
+
+
+def test_a_jump_beyond_the_stated_power_limit_that_does_not_last_is_nonsense() -> None:
+    meter, seen = drawn(30, 900, 31, domain=BOARD)
+    assert seen == [(30_000_000,), ("jump",), (31_000_000,)]
+    assert meter.unmetered_uj == {(BOARD, "jump"): 900_000_000}
+
+
 def test_a_reading_that_was_garbled_once_leaves_no_trace() -> None:
     meter, seen = drawn(30, 400, -340, 30)
     assert seen == [(30_000_000,), ("jump",), (60_000_000,), (30_000_000,)]

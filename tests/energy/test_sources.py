@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,13 +165,15 @@ def test_what_is_plausible_follows_the_power_limits_of_a_zone(two_sockets: Path)
     (two_sockets / "intel-rapl:0" / "constraint_0_max_power_uw").write_text("165000000\n")
     (two_sockets / "intel-rapl:0" / "constraint_1_power_limit_uw").write_text("200000000\n")
     (two_sockets / "intel-rapl:1" / "constraint_0_max_power_uw").write_text("0\n")
-    watts = {(d.device, d.name): d.max_watts for d in RaplSource(two_sockets).domains()}
-    assert (watts["package-0", "package"], watts["package-1", "package"]) == (400.0, 1500.0)
+    (two_sockets / "intel-rapl:1" / "constraint_1_max_power_uw").write_text("4095000000\n")
+    watts = {(d.device, d.name): (d.limit_watts, d.max_watts) for d in RaplSource(two_sockets).domains()}
+    assert (watts["package-0", "package"], watts["package-1", "package"]) == ((200.0, 400.0), (None, 1500.0))
 
 
 def test_nvml_takes_what_is_plausible_from_the_boards_limit() -> None:
-    assert NvmlSource(load=lambda: FakeNvml([1])).domains()[0].max_watts == 1400.0
-    assert NvmlSource(load=lambda: FakeNvml([1], limit_mw=None)).domains()[0].max_watts == 3000.0
+    for limit_mw, limits in ((700_000, (700.0, 1400.0)), (None, (None, 3000.0))):
+        (domain,) = NvmlSource(load=partial(FakeNvml, [1], limit_mw=limit_mw)).domains()
+        assert (domain.limit_watts, domain.max_watts) == limits
 
 
 def test_nvml_counts_microjoules_per_gpu_and_names_the_gpu_without_a_counter(
