@@ -5,8 +5,8 @@ adds the rest of the range; a gap longer than half the range at maximum power, a
 without wrapping and a difference beyond maximum power re-baseline and are reported as missing. A counter
 that cannot be read, or that stands still although its device always draws something (frozen), is missing for that tick,
 and what it counted meanwhile arrives with its next reading. A jump to more than ten times the highest power that was
-seen, and beyond the device's power limit where one is stated, is held back: if the next reading still shows such a power
-it was a load and nothing is lost, otherwise it was nonsense and is not counted. Missing is absent, never 0.
+seen, and beyond the device's power limit where one is stated, is held back: if the next reading still shows such a
+power it was a load and nothing is lost, otherwise it was nonsense and is not counted. Missing is absent, never 0.
 
 Totals are not sums of those differences: they are read off the counters themselves, last reading minus first with
 whole ranges for wraps. So whoever books the differences can be checked against the totals.

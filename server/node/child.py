@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import structlog
 
@@ -20,6 +21,8 @@ log = structlog.get_logger(__name__)
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
 RESTART_PAUSE_S = 10.0
+LOG_FILE = "node.log"
+LOG_BYTES = 1 << 20
 
 
 def node_settings(settings: Settings) -> NodeSettings:
@@ -44,6 +47,13 @@ def node_settings(settings: Settings) -> NodeSettings:
         raise StartError(f"server.{error}" if str(error).startswith("run_dir") else str(error)) from error
 
 
+def make_room(log_file: Path) -> None:
+    """Begin a new log if this one is long, and keep this one as `node.log.1` in place of an older one."""
+    with contextlib.suppress(OSError):
+        if log_file.stat().st_size > LOG_BYTES:
+            log_file.replace(log_file.with_name(f"{log_file.name}.1"))
+
+
 class NodeChild:
     """The node process of this machine."""
 
@@ -55,7 +65,8 @@ class NodeChild:
     async def start(self) -> None:
         """Start it and wait until it listens. Raises StartError, naming its log."""
         command = [sys.executable, "-m", "server.node", *self._settings.to_arguments()]
-        log_file = self._settings.run_dir / "node.log"
+        log_file = self._settings.run_dir / LOG_FILE
+        make_room(log_file)
         with log_file.open("ab") as output:
             # Not asyncio's: `stop` must reach it when the loop is going down.
             self._process = subprocess.Popen(  # noqa: ASYNC220

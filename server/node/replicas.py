@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 MAX_REPLICAS = 64
 FORGET_AFTER_SECONDS = 10.0
 """A replica whose process cannot be seen is taken for dead after this long a silence."""
+WARN_AGAIN_SECONDS = 60.0
+_MAX_WARNINGS = 16
 _MAX_DATAGRAMS_A_TURN = 256
 _MAX_AT_THE_DOOR = 4 * MAX_REPLICAS
 _FEW = 4
@@ -75,6 +77,9 @@ class Replicas:
         self._buffer = bytearray(2 * wire.MAX_DATAGRAM_BYTES)
         self._listening = False
         self._patient = patient
+        self._warned: set[str] = set()
+        """Kinds of faults that were told of since the time that follows."""
+        self._warned_since_s = float("-inf")
         self._door: list[tuple[Mapping[str, object], str]] = []
         """Who said hello or bye since the last poll, with the address."""
         self.waiting: set[str] = set()
@@ -204,7 +209,21 @@ class Replicas:
             yield
         except (wire.WireError, KeyError, TypeError) as error:
             self._settlement.totals.bad_records += 1
-            log.warning("datagram from %r ignored: %r", address, error)
+            self._warn_of(address, error)
+
+    def _warn_of(self, address: object, error: Exception) -> None:
+        """Say what was wrong with a datagram, each kind of fault at most once a minute: one sender alone could fill the
+        disk with the log otherwise."""
+        now_s = self._clock_s()
+        if now_s - self._warned_since_s >= WARN_AGAIN_SECONDS:
+            self._warned_since_s = now_s
+            self._warned.clear()
+        kind = f"{type(error).__name__} {error}".partition(":")[0]
+        if kind not in self._warned and len(self._warned) < _MAX_WARNINGS:
+            self._warned.add(kind)
+            log.warning(
+                "datagram from %r ignored: %.200r (more like it in the next minute are only counted)", address, error
+            )
 
     def _take(self, message: Mapping[str, object], address: object, sender_pid: int | None) -> None:
         kind, instance = message["t"], message["id"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from energy.coefficients import CpuCoefficients
 from energy.idle import IdleModel
 from energy.ledger import Ledger
+from server.node import wire
 from server.node.replicas import Replicas
 from server.node.settle import Settlement
 from server.node.totals import ServingTotals
@@ -117,4 +119,33 @@ async def test_answers_of_a_few_wait_in_the_socket_and_those_of_many_are_taken_i
     finally:
         for link in links:
             await link.close()
+        replicas.close()
+
+
+async def test_each_kind_of_bad_datagram_is_told_of_once_a_minute_and_all_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    now_s = 0.0
+    replicas = Replicas(tmp_path, books, lambda pid, started, with_parent: True, clock_s=lambda: now_s)
+    replicas.open(asyncio.get_running_loop())
+
+    def send(*datagrams: bytes) -> int:
+        caplog.clear()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            for datagram in datagrams:
+                sender.sendto(datagram, wire.socket_path(tmp_path))
+                replicas.receive()
+        return len([one for one in caplog.records if "ignored" in one.message])
+
+    nameless = wire.pack({"v": wire.VERSION, "t": "hello", "id": 7})
+    try:
+        assert send(*[b"\xc1"] * 20, *[nameless] * 20) == 2
+        now_s = 59.0
+        assert send(nameless) == 0
+        now_s = 60.0
+        assert send(nameless, nameless) == 1
+        assert send(*(wire.pack({"v": wire.VERSION, f"{number}": 1}) for number in range(100))) <= 15
+        assert books.totals.bad_records == 143
+    finally:
         replicas.close()
