@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest.pictures import prometheus
+from loadtest.pictures import MOST_BYTES, prometheus
 from loadtest.served import free_port, serve
 from models.store import Store
 from tests.support.doc_commands import DECIDED, PAGES, ROOT, Command, commands, unnamed_blocks
@@ -59,6 +59,13 @@ def test_links_between_pages_lead_to_what_is_there(page: Path) -> None:
 def test_every_page_is_in_the_index() -> None:
     indexed = set(links((ROOT / "docs/README.md").read_text(encoding="utf-8")))
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - indexed == {"README.md"}
+
+
+def test_the_readme_shows_the_console_and_a_dashboard_and_no_picture_is_large() -> None:
+    shown = set(links((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert {"docs/pictures/console.png", "docs/pictures/dashboard-energy.png"} <= shown
+    pictures = list((ROOT / "docs/pictures").iterdir())
+    assert [one.name for one in pictures if one.stat().st_size > MOST_BYTES] == []
 
 
 def test_a_link_to_nothing_is_seen(tmp_path: Path) -> None:

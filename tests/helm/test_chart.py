@@ -313,6 +313,45 @@ def test_selectors_find_the_pods_that_they_mean(render: Render) -> None:
                     assert hit == {one["kind"]}
 
 
+@every_set
+def test_no_pod_may_ask_anything_of_kubernetes(render: Render, values: dict[str, Any]) -> None:
+    """Ray's autoscaler alone has a right, to its pods, and KubeRay makes the account for it."""
+    manifests = render(**values)
+    assert not {kind for kind in kinds(manifests) if "Role" in kind}
+    assert of_kind(manifests, "ServiceAccount")["automountServiceAccountToken"] is False
+    workers = values.get("ray", {}).get("workers", {})
+    for name, template in pod_templates(manifests).items():
+        scales = name == "head" and workers.get("max", 1) > workers.get("min", 1)
+        assert template["spec"].get("automountServiceAccountToken") is (None if scales else False), name
+
+
+def test_one_pod_at_a_time_is_taken_away_and_no_two_share_a_machine(render: Render) -> None:
+    for mode, pods in (("Deployment", "Deployment"), ("RayService", "servers")):
+        manifests = render(mode=mode)
+        template = pod_templates(manifests)[pods]
+        budget = of_kind(manifests, "PodDisruptionBudget")["spec"]
+        assert budget["maxUnavailable"] == 1
+        (spread,) = template["spec"]["topologySpreadConstraints"]
+        assert (spread["topologyKey"], spread["maxSkew"]) == ("kubernetes.io/hostname", 1)
+        for selector in (budget["selector"], spread["labelSelector"]):
+            assert selector["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_prometheus_is_told_of_every_node_process(render: Render) -> None:
+    service_monitor = of_kind(render(**SETS["edge"]), "ServiceMonitor")["spec"]
+    service = of_kind(render(**SETS["edge"]), "Service", "demo-jouleserve-metrics")
+    assert service_monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert [one["port"] for one in service_monitor["endpoints"]] == [one["name"] for one in service["spec"]["ports"]]
+    for name, pods in (("KubeRay", ("head", "servers")), ("KubeRay and RAPL", ("DaemonSet",))):
+        manifests = render(**SETS[name])
+        monitor = of_kind(manifests, "PodMonitor")["spec"]
+        for pod in pods:
+            template = pod_templates(manifests)[pod]
+            assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items(), pod
+            ports = {port["name"] for one in template["spec"]["containers"] for port in one.get("ports", [])}
+            assert {one["port"] for one in monitor["podMetricsEndpoints"]} <= ports, pod
+
+
 def test_grpc_reaches_the_replicas_in_both_modes(render: Render) -> None:
     settings = {"server": {"grpc_port": 9001}}
     for mode, pods, name in (("Deployment", "Deployment", ""), ("RayService", "servers", "-grpc")):
