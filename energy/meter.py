@@ -37,6 +37,8 @@ __all__ = [
 _REFRESH_NS = 250_000_000
 JUMP_FACTOR = 10
 _LASTING_SHARE = 0.25
+DISBELIEVED = ("gap", "reset", "implausible", "jump")
+"""Reasons for which nobody can vouch for what a counter showed."""
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from prometheus_client.samples import Exemplar as ShownExemplar
 
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 from energy.ledger import ENERGY_BOUNDS_JOULES, OVERHEAD, Account, Ledger
+from energy.meter import DISBELIEVED
 from server.node.grid_state import REFUSALS, GridState
 from server.node.hours import Series, series
 from server.node.jobs_state import JobsState
@@ -145,7 +146,9 @@ class NodeCollector(Collector):
         for domain, missing in books.missing_now.items():
             labels = (domain.name, domain.device, domain.source)
             _add(families, "jouleserve_energy_domain_missing", float(missing), *labels)
-        for (domain, reason), uj in books.unmetered_uj.items():
+        # At 0 from the beginning: an alert on what they grow by would not see a first step.
+        unbelieved = {(domain, reason): 0 for domain in books.missing_now for reason in DISBELIEVED}
+        for (domain, reason), uj in {**unbelieved, **books.unmetered_uj}.items():
             why = (domain.name, domain.device, domain.source, reason)
             _add(families, "jouleserve_unmetered_joules", _joules(uj), *why)
         if books.joules_per_cpu_second is not None:

@@ -99,6 +99,27 @@ def test_rapl_reads_packages_and_dram_as_parts_and_core_and_psys_as_overlaps(two
     assert isinstance(source, EnergySource)
 
 
+def test_a_counter_of_the_tree_that_wraps_loses_nothing_and_one_that_was_reset_is_missing(two_sockets: Path) -> None:
+    clock, package, dram = Clock(), two_sockets / "intel-rapl:0/energy_uj", two_sockets / "intel-rapl:1:0/energy_uj"
+    package.write_text(f"{262_143_328_850 - 300}\n")
+    dram.write_text("100000000000\n")
+    meter = Meter([RaplSource(two_sockets, clock_ns=clock)])
+    meter.tick()
+    clock.pass_seconds(1)
+    package.write_text("200\n")
+    dram.write_text("7\n")
+    tick = meter.tick()
+    deltas = {(d.domain.device, d.domain.name): d.energy_uj for d in tick.deltas}
+    assert deltas["package-0", "package"] == 500
+    assert [(m.domain.device, m.domain.name, m.reason) for m in tick.missing if m.domain.name == "dram"] == [
+        ("package-0", "dram", "frozen"),
+        ("package-1", "dram", "implausible"),
+    ]
+    clock.pass_seconds(1)
+    dram.write_text("1007\n")
+    assert {(d.domain.device, d.domain.name): d.energy_uj for d in meter.tick().deltas}["package-1", "dram"] == 1000
+
+
 def test_rapl_leaves_out_what_permission_is_lost_for_while_it_runs(two_sockets: Path) -> None:
     denied: set[str] = set()
 

@@ -112,6 +112,7 @@ def test_the_figures_are_joules_seconds_and_ratios() -> None:
     assert found["jouleserve_idle_joules_total", source] == 0.6
     assert found["jouleserve_energy_domain_missing", source] == 1
     assert found["jouleserve_unmetered_joules_total", (*source[:2], ("reason", "gap"), source[2])] == 40.0
+    assert found["jouleserve_unmetered_joules_total", (*source[:2], ("reason", "jump"), source[2])] == 0.0
     owner = (
         ("class", "standard"),
         ("model", "intents"),
