@@ -20,6 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.node import wire
+from server.node.figures import Figures
 from server.node.metric_table import METRICS
 from server.node.service import LOCK_FILE, PORT_FILE
 from tests.energy.trees import write_zone
@@ -69,6 +70,11 @@ def conservation(base_url: str, since: str = "") -> dict[str, Any]:
     with urlopen(f"{base_url}/conservation{query}", timeout=PATIENCE_S) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
+
+
+def figures(base_url: str) -> Figures:
+    with urlopen(f"{base_url}/healthz", timeout=PATIENCE_S) as answer:
+        return Figures.from_json(json.load(answer))
 
 
 def eventually(holds: Callable[[], bool], what: str) -> None:
@@ -274,7 +280,9 @@ def test_a_node_that_is_restarted_goes_on_where_it_was(tmp_path: Path, how: str)
     with running(run_dir, 1, "--persist-seconds=3600") as (node, (replica,)):
         replica.answer(30)
         eventually(lambda: answered(node) == 30, "all requests are counted")
-        before = counters(node)
+        before, told = counters(node), figures(node.url)
+        assert told.node
+        assert told.standard_texts == 30
         if how == "stop":
             assert node.stop() == 0
         else:
@@ -286,6 +294,8 @@ def test_a_node_that_is_restarted_goes_on_where_it_was(tmp_path: Path, how: str)
             eventually(lambda: answered(heir) == 42, "each request is counted once")
             assert_nothing_went_back(before, heir)
             assert conservation(heir.url)["error_ratio"] == 0
+            now = figures(heir.url)
+            assert (now.node, now.standard_texts) == (told.node, 42)
         finally:
             assert heir.stop() == 0
 
