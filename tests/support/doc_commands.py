@@ -25,6 +25,7 @@ machine alone."""
 DECIDED: tuple[tuple[str, Place, str], ...] = (
     (r"make (test|check|clean|lock|docs-check)\b", "elsewhere", "would run this very test, or undo the environment"),
     (r"make (bench-peers|runtimes)\b", "elsewhere", "installs two gigabytes of other servers"),
+    (r"make bench-compile\b", "elsewhere", "takes hours, and wants text sets that are not in the repository"),
     (r"make load ARRIVALS=\S+\.(csv|parquet)", "elsewhere", "names a recording of the reader's"),
     (r"make (demo|bench|chaos|soak|fuzz|load|curves|pictures)\b", "slow", "minutes"),
     (r"jouleserve-compile run \S*banking77", "elsewhere", "wants text sets that are not in the repository"),
