@@ -16,6 +16,7 @@ import uvloop
 from energy.calibration import CalibrationError
 from energy.coefficients import CoefficientError
 from energy.domains import SourceUnavailable
+from server.addresses import joined
 from server.api.fast_http import FastHttp
 from server.conductor import Conductor, absolute
 from server.exposure import check_exposure
@@ -69,10 +70,10 @@ class Edge:
             serving = asyncio.create_task(http.serve())
             await _wait_started(http, serving)
             take_signals(self._stopping.set)  # uvicorn has taken them for itself at its start
-            self._say(f"energy and metrics: http://{server.host}:{server.metrics_port}/metrics")
-            self._say(f"answering: http://{server.host}:{server.port}/predict (edge: one process, no Ray)")
+            self._say(f"energy and metrics: http://{joined(server.host, server.metrics_port)}/metrics")
+            self._say(f"answering: http://{joined(server.host, server.port)}/predict (edge: one process, no Ray)")
             if server.grpc_port is not None:
-                self._say(f"gRPC: {server.host}:{server.grpc_port}")
+                self._say(f"gRPC: {joined(server.host, server.grpc_port)}")
             fit = FitWatch(partial(_figures, node), self._say, edge=True)
             planning = [] if desk is None else [desk.run()]
             await run_until(self._stopping, self._conductor.run(), asyncio.shield(metering), fit.run(), *planning)

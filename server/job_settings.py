@@ -27,7 +27,8 @@ class JobsSettings(Section):
     max_texts_per_job: int = Field(default=10_000, ge=1, le=1_000_000)
     """Most texts in one job."""
     max_body_bytes: int = Field(default=16 * MIB, ge=1024, le=64 * MIB)
-    """Largest body of a submission, bytes. A large one holds the replica that reads it up for some milliseconds."""
+    """Largest body of a submission, bytes. One at a time is read, which holds the requests of others up for some three
+    to seven milliseconds a megabyte."""
     max_stored_bytes: int = Field(default=1024 * MIB, ge=MIB)
     """Past so many bytes in the file, submissions are refused (429) until old jobs are deleted."""
     max_deadline_days: float = Field(default=14, gt=0, le=60)

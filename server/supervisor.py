@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import structlog
 
+from server.addresses import joined
 from server.conductor import Conductor, absolute
 from server.exposure import check_exposure
 from server.fit import FitWatch
@@ -161,7 +162,7 @@ class Supervisor:
 
 
 def _address(settings: Settings, port_field: str) -> str:
-    return f"{settings.server.host}:{getattr(settings.server, port_field)}"
+    return joined(settings.server.host, getattr(settings.server, port_field))
 
 
 def run_supervisor(settings: Settings, say: Say) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,14 @@ PARAMETERS = FIELDS - {"inputs"}
 LINES, ROWS = "text/plain", "application/x-ndjson"
 FILES = (LINES, ROWS)
 MAX_KEY_CHARS = 255
+BOM = b"\xef\xbb\xbf"
+SCANNED_BYTES = 16_384
+PAIR_BYTES = len('["",""],')
+"""Of a pair of texts in JSON, beside what it says and spaces: the most that a text has of them."""
+OTHER_BYTES = 2048
+"""More than all other fields have of them."""
+BLANK_LINES = 2048
+"""So many a file may have beside one a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,8 @@ class Submission:
 
 def parse_submission(body: bytes, content_type: str, query: Mapping[str, str], max_texts: int) -> Submission:
     """Read a submission: a JSON object, or a file of one text a line (`text/plain`) or one JSON text or pair a line
-    (`application/x-ndjson`) with the other fields in the query.
+    (`application/x-ndjson`) with the other fields in the query. What holds more than `max_texts` is not read to its
+    end, so that the time and the memory it takes are bounded; for a thread of its own all the same.
 
     Raises MalformedRequest, EmptyInput, InputTooLarge or InvalidInput, naming the field and the remedy.
     """
@@ -59,6 +69,7 @@ def parse_submission(body: bytes, content_type: str, query: Mapping[str, str], m
         if "within_s" in document:
             document["within_s"] = _query_number("within_s", document["within_s"])
     else:
+        _check_amount(body, max_texts)
         document = _object(body)
         _check_known(document, FIELDS)
         if query:
@@ -122,28 +133,54 @@ def _check_known(document: Mapping[str, Any], known: set[str]) -> None:
         raise MalformedRequest(f"{min(unknown)[:40]}: unknown field; known are {', '.join(sorted(known))}")
 
 
+def _check_amount(body: bytes, max_texts: int) -> None:
+    """Refuse JSON of more values than so many texts have before any is made: each takes a byte outside of strings or a
+    quote, and 50 bytes of memory and more. Raises InputTooLarge."""
+    most = PAIR_BYTES * max_texts + OTHER_BYTES
+    found = within = 0
+    cut = b""
+    for start in range(0, len(body), SCANNED_BYTES):
+        piece = cut + body[start : start + SCANNED_BYTES]
+        piece = piece.replace(rb"\\", b"").replace(rb"\"", b"")
+        cut = piece[-1:] if piece.endswith(b"\\") else b""
+        parts = piece.split(b'"')
+        found += len(parts) - 1 + len(b"".join(parts[within::2]).translate(None, b" \t\r\n"))
+        if found > most:
+            raise InputTooLarge(f"body: more values than {max_texts} texts have; send them as several jobs")
+        within = (within + len(parts) - 1) % 2
+
+
 def _lines(body: bytes, kind: str, max_texts: int) -> list[Text]:
-    try:
-        lines = body.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise MalformedRequest(f"body: not UTF-8 ({error.reason} at byte {error.start}); send a UTF-8 file") from None
+    if kind == ROWS:
+        _check_amount(body, max_texts)
     texts: list[Text] = []
-    for number, line in enumerate(lines, 1):
-        line = line.rstrip("\r")
-        if not line.strip():
+    for number, line in enumerate(io.BytesIO(body.removeprefix(BOM)), 1):
+        if number > 2 * max_texts + BLANK_LINES:
+            raise InputTooLarge(f"body: more than {number - 1} lines; send them as several jobs, without blank lines")
+        text = _decoded(line, number).rstrip("\r\n")
+        if not text.strip():
             continue
         if len(texts) == max_texts:
             raise InputTooLarge(f"body: more than {max_texts} texts; send them as several jobs")
-        texts.append(Text(line) if kind == LINES else _row(line, number))
+        texts.append(Text(text) if kind == LINES else _row(text, number))
     if not texts:
         raise EmptyInput("body: the file holds no text; write one a line")
     return texts
 
 
+def _decoded(line: bytes, number: int) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedRequest(
+            f"line {number}: not UTF-8 ({error.reason} at byte {error.start}); send a UTF-8 file"
+        ) from None
+
+
 def _row(line: str, number: int) -> Text:
     try:
         row = orjson.loads(line)
-    except (orjson.JSONDecodeError, UnicodeEncodeError) as error:
+    except orjson.JSONDecodeError as error:
         raise MalformedRequest(f"line {number}: not JSON ({error})") from None
     return Text(row) if isinstance(row, str) else parse_text(row, f"line {number}")
 

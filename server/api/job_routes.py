@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
@@ -12,8 +13,9 @@ from pydantic import BaseModel, Field
 from server.api.app import error_reply
 from server.api.errors import MalformedRequest, UnknownModel
 from server.api.http import header
-from server.api.job_requests import FILES, check_texts, digest_of, parse_key, parse_submission
+from server.api.job_requests import FILES, Submission, check_texts, digest_of, parse_key, parse_submission
 from server.api.openapi import PredictBody, error_responses
+from server.engine.engine import Engine
 from server.engine.errors import EngineError
 from server.jobs.job import STATES
 
@@ -155,17 +157,19 @@ def _add_submission(router: APIRouter, replies: Replies, intake: JobsIntake) -> 
         **_some(400, 408, 413, 422, 429, 503),
     }
 
+    reading = asyncio.Lock()  # one at a time: each wants the interpreter, and some times its body's size of memory
+
     @router.post(
         "", status_code=201, summary="Classify texts by a deadline", responses=responses, openapi_extra=_SUBMIT
     )
     async def submit(request: Request) -> Response:
         try:
-            return await _submit(replies, intake, request)
+            return await _submit(replies, intake, request, reading)
         except EngineError as error:
             return _refused(error)
 
 
-async def _submit(replies: Replies, intake: JobsIntake, request: Request) -> Response:
+async def _submit(replies: Replies, intake: JobsIntake, request: Request, reading: asyncio.Lock) -> Response:
     scope = request.scope
     owner = _owner(replies, request)
     if header(scope, b"content-encoding") not in (None, b"identity"):
@@ -173,16 +177,23 @@ async def _submit(replies: Replies, intake: JobsIntake, request: Request) -> Res
     body = await request.body()  # read, and its size bounded, before any route
     kind = (header(scope, b"content-type") or b"application/json").decode("latin-1")
     query = dict(request.query_params)
-    submission = parse_submission(body, kind, query, intake.max_texts)
-    engine = replies.engine
-    check_texts(submission.texts, engine.family, engine.limits.max_text_chars)
+    async with reading:
+        submission, digest = await asyncio.to_thread(_read, body, kind, query, intake.max_texts, replies.engine)
     key = parse_key(header(scope, b"idempotency-key"))
     if replies.guard is not None:
         # One text's worth of the client's rate: the others are computed when nobody else wants to be.
         replies.guard.admit(header(scope, b"authorization"), 1)
-    wanted = submission.wanted(owner, await intake.port.now_s(), key, digest_of(body, kind, query))
+    wanted = submission.wanted(owner, await intake.port.now_s(), key, digest)
     job, new = await intake.port.submit(wanted)
     return _json(job, 201 if new else 200, {"Location": f"/jobs/{job['id']}"} if new else {})
+
+
+def _read(body: bytes, kind: str, query: dict[str, str], max_texts: int, engine: Engine) -> tuple[Submission, bytes]:
+    """A submission whose texts the family takes, and its digest. In a thread of its own: that of a large one takes a
+    tenth of a second, for which the event loop would answer nobody."""
+    submission = parse_submission(body, kind, query, max_texts)
+    check_texts(submission.texts, engine.family, engine.limits.max_text_chars)
+    return submission, digest_of(body, kind, query)
 
 
 def _add_queries(router: APIRouter, replies: Replies, intake: JobsIntake) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
+from server.api.app import error_reply
 from server.api.asking import Client, ask
 from server.api.errors import JOB_ERRORS, MalformedRequest
 from server.api.http import Headers, head_of, header, watcher
@@ -71,7 +72,13 @@ def oip_router(replies: Replies, release: str) -> APIRouter:
 def _refused(replies: Replies, error: EngineError) -> Response:
     if isinstance(error, ClientGone):
         return Response(status_code=499)  # nobody reads it
-    reply = replies.refuse(error)
+    replies.note(error)
+    return _told(error)
+
+
+def _told(error: EngineError) -> Response:
+    """The reply to a request without texts: it is not counted among those that were refused."""
+    reply = error_reply(error)
     response = Response(reply.body, reply.status, media_type="application/json")
     response.raw_headers.extend(reply.headers)
     return response
@@ -89,7 +96,7 @@ def _add_metadata(router: APIRouter, replies: Replies, release: str) -> None:
         try:
             check_model(engine.family, name, version)
         except EngineError as error:
-            return _refused(replies, error)
+            return _told(error)
         return model_metadata(engine.family)
 
     @router.get("/models/{name}", summary="Tensors of the model", responses=_MODEL_ERRORS)
@@ -113,7 +120,7 @@ def _add_health(router: APIRouter, replies: Replies) -> None:
     async def ready() -> Response:
         if engine.ready:
             return Response(status_code=200)
-        return _refused(replies, NotReady("the server is stopping, or a worker of it has died"))
+        return _told(NotReady("the server is stopping, or a worker of it has died"))
 
     document: dict[str, Any] = {
         "summary": "Whether the model answers",
@@ -126,7 +133,7 @@ def _add_health(router: APIRouter, replies: Replies) -> None:
         try:
             check_model(engine.family, name, version)
         except EngineError as error:
-            return _refused(replies, error)
+            return _told(error)
         return await ready()
 
     @router.get("/models/{name}/ready", **document)

@@ -146,7 +146,8 @@ class Engine:
         patient: bool = False,
     ) -> list[Answer]:
         """Answer every text, in order, within `timeout_s` where that is shorter than the engine's own limit. Raises an
-        EngineError; if one text fails, the request fails. A `patient` request is never run on the event loop.
+        EngineError; if one text fails, the request fails. A `patient` request is never run on the event loop, save
+        where another waits for the same answer.
 
         While the dial stands between two points, a standard request's `session`, or its first text where it has none,
         decides which of them answers it."""
@@ -262,14 +263,15 @@ class Engine:
             except EngineError as error:
                 self._refused(route, error, time.thread_time_ns() - cpu_before)
                 raise
-            flight = Flight(self._land, key, route, route.variant, tokens, asking.deadline_ns)
+            flight = Flight(self._land, key, route, route.variant, tokens, asking.deadline_ns, patient=asking.patient)
             self._flights[key, route.point] = flight
             if late:
                 task = self._loop.create_task(self._prepare(flight, asking, text))
                 self._preparing.add(task)
                 task.add_done_callback(self._preparing.discard)
             else:
-                self._scheduler.submit(flight, patient=asking.patient)
+                self._submit(flight)
+        flight.patient &= asking.patient
         future: asyncio.Future[Answer] = self._loop.create_future()
         flight.waiters.append(Waiter(future, asking, started_ns, time.thread_time_ns() - cpu_before))
         return future
@@ -304,7 +306,10 @@ class Engine:
             log.exception("a text could not be prepared")
             self._crash(flight, BackendFailure(f"the text could not be prepared: {error}"))
         else:
-            self._scheduler.submit(flight)
+            self._submit(flight)
+
+    def _submit(self, flight: Flight) -> None:
+        self._scheduler.submit(flight, patient=flight.patient)
 
     def _admit(self, timeout_s: float) -> None:
         """Raise Overloaded if the queue is full or so long that the answer would come too late."""
@@ -338,7 +343,7 @@ class Engine:
             return
         if flight.escalates(result):
             self._usage.count("escalations")
-            self._scheduler.submit(flight)
+            self._submit(flight)
             return
         route, waiters = flight.route, flight.waiters
         del self._flights[flight.key, route.point]
@@ -387,7 +392,7 @@ class Engine:
         if not deadlines or (late and max(deadlines) <= flight.deadline_ns):
             return False
         flight.deadline_ns = max(deadlines)
-        self._scheduler.submit(flight)
+        self._submit(flight)
         return True
 
     def _land_shared(self, flight: Flight, found: SharedAnswer) -> None:

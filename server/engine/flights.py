@@ -82,7 +82,8 @@ NO_TOKENS = Tokens([])
 class Flight:
     """One computation that several equal texts may wait for; the scheduler's job. `tokens` may come later.
 
-    `variant` computes it for now. `unsure` is what came of a cascade's first variant, once the second is asked.
+    `variant` computes it for now. `unsure` is what came of a cascade's first variant, once the second is asked. It is
+    `patient` as long as everybody is who waits for it.
     """
 
     on_landing: Callable[[Flight, JobResult], None]
@@ -95,6 +96,7 @@ class Flight:
     enqueued_ns: int = 0
     arrived_ns: int = 0
     unsure: JobResult | None = None
+    patient: bool = False
 
     @property
     def family(self) -> Family:

@@ -62,9 +62,9 @@ class JobsCalls:
         found = await self._call("take", wait_s, timeout_s=wait_s + CALL_TIMEOUT_S)
         return None if found is None else Lease(found[0], found[1], [tuple(one) for one in found[2]], *found[3:])
 
-    async def give(self, lease_id: int, computed: Sequence[Computed], joules: float | None) -> None:
+    async def give(self, lease_id: int, job_id: str, computed: Sequence[Computed], joules: float | None) -> None:
         """See `JobsPort`."""
-        await self._call("give", lease_id, [tuple(one) for one in computed], joules)
+        await self._call("give", lease_id, job_id, [tuple(one) for one in computed], joules)
 
     async def give_back(self, lease_id: int) -> None:
         """See `JobsPort`."""
@@ -95,8 +95,8 @@ async def _do(desk: JobsPort, method: str, arguments: Sequence[Any]) -> Any:
     if method == "submit":
         return await desk.submit(_unpack_wanted(arguments[0]))
     if method == "give":
-        lease_id, computed, joules = arguments
-        return await desk.give(lease_id, [Computed(*one) for one in computed], joules)
+        lease_id, job_id, computed, joules = arguments
+        return await desk.give(lease_id, job_id, [Computed(*one) for one in computed], joules)
     value = await getattr(desk, method)(*arguments)
     return tuple(value) if isinstance(value, Lease) else value
 

@@ -8,10 +8,12 @@ texts are leased again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,7 +90,8 @@ class JobDesk:
         self._schedule.jobs = {job.id: OpenJob(job) for job in self._store.open_jobs()}
         self._totals = self._store.totals()
         self._out: dict[int, Out] = {}
-        self._leases = 0
+        # Unlike those of the run before: a replica may outlive it, and give what it took from it to this one.
+        self._lease_ids = itertools.count(secrets.randbits(62))
         self._given_s = float("-inf")
         self._taking = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -102,6 +105,9 @@ class JobDesk:
 
     async def submit(self, wanted: Wanted) -> tuple[dict[str, Any], bool]:
         """See `JobsPort`."""
+        made = await self._call(self._store.made_before, wanted)
+        if made is not None:  # whatever is too late or too much by now: it was taken
+            return self._describe(made), False
         limits, now_s = self._limits, self._now_s()
         if len(wanted.texts) > limits.max_texts_per_job:
             raise InputTooLarge(f"inputs: {len(wanted.texts)} texts in a job; the limit is {limits.max_texts_per_job}")
@@ -122,10 +128,9 @@ class JobDesk:
 
     async def listed(self, owner: str, state: str | None, after: str | None, limit: int) -> list[dict[str, Any]]:
         """See `JobsPort`."""
-        kept = "open" if state in ("waiting", "running") else state
-        jobs = await self._call(self._store.listed, owner, kept, after, limit)
-        found = [self._describe(job) for job in jobs]
-        return [one for one in found if state in (None, one["state"])]
+        running = self._running
+        jobs = await self._call(self._store.listed, owner, state, after, limit, running)
+        return [self._describe(job, running) for job in jobs]
 
     async def show(self, owner: str, job_id: str) -> dict[str, Any]:
         """See `JobsPort`."""
@@ -182,7 +187,11 @@ class JobDesk:
         numbers = [one.pending.popleft() for _ in range(min(LEASE_TEXTS, len(one.pending)))]
         if not numbers:
             return None
-        texts = await self._call(self._store.texts, turn.job_id, numbers)
+        try:
+            texts = await self._call(self._store.texts, turn.job_id, numbers)
+        except BaseException:
+            one.pending.extendleft(reversed(numbers))
+            raise
         if self._schedule.jobs.get(turn.job_id) is not one:  # cancelled meanwhile
             return None
         texts, units = _bounded(texts, URGENT_UNITS if turn.urgent else LEASE_UNITS)
@@ -190,32 +199,26 @@ class JobDesk:
         return self._sign(turn, one, texts, units)
 
     def _sign(self, turn: Turn, one: OpenJob, texts: list[tuple[int, str, str | None]], units: int) -> Lease:
-        self._leases += 1
+        lease_id = next(self._lease_ids)
         self._schedule.took(turn, units)
-        one.leased += 1
         numbers = [number for number, _, _ in texts]
-        self._out[self._leases] = Out(one.job.id, numbers, units, self._now_s(), self._clock() + LEASE_TIMEOUT_S)
-        return Lease(self._leases, one.job.id, texts, one.job.truncate, one.job.raw_scores, turn.urgent)
+        self._out[lease_id] = Out(one.job.id, numbers, units, self._now_s(), self._clock() + LEASE_TIMEOUT_S)
+        return Lease(lease_id, one.job.id, texts, one.job.truncate, one.job.raw_scores, turn.urgent)
 
-    async def give(self, lease_id: int, computed: Sequence[Computed], joules: float | None) -> None:
-        """See `JobsPort`. What comes after its lease was lost is kept all the same, if nobody was faster."""
-        out = self._out.pop(lease_id, None)
-        if out is None:
-            return
-        now_s, grams = self._now_s(), self._grams_per_kwh()
-        since_s, self._given_s = max(out.taken_s, self._given_s), now_s
-        share = len(computed) / len(out.numbers)
-        self._schedule.measured(max(0.0, now_s - since_s), out.units * share)
-        metered = None if joules is None or grams is None else Metered(joules, grams * self._pue)
-        job = await self._call(self._store.keep, out.job_id, computed, metered, now_s)
-        one = self._schedule.jobs.get(out.job_id)
+    async def give(self, lease_id: int, job_id: str, computed: Sequence[Computed], joules: float | None) -> None:
+        """See `JobsPort`."""
+        kept: set[int] = set()
+        try:
+            job = await self._keep(self._out.get(lease_id), job_id, computed, joules)
+            kept = {result.number for result in computed}
+        finally:
+            lost = not self._end(lease_id, kept)
+        one = self._schedule.jobs.get(job_id)
         if one is None:
             return
         one.job = job
-        one.leased -= 1
-        given = {result.number for result in computed}
-        if one.pending is not None:
-            one.pending.extendleft(number for number in reversed(out.numbers) if number not in given)
+        if lost and one.pending:  # they were to be leased again
+            one.pending = deque(number for number in one.pending if number not in kept)
         if job.state == "done":
             del self._schedule.jobs[job.id]
             log.info("job_done", job=job.id, late=job.late, **_carbon(job))
@@ -223,15 +226,32 @@ class JobDesk:
         if not self._schedule.turns:
             self._changed.set()
 
+    async def _keep(self, out: Out | None, job_id: str, computed: Sequence[Computed], joules: float | None) -> Job:
+        """Keep what came of a lease, `out` if it was not lost, and learn from how long it took."""
+        now_s, grams = self._now_s(), self._grams_per_kwh()
+        if out is not None:
+            since_s, self._given_s = max(out.taken_s, self._given_s), now_s
+            share = len(computed) / len(out.numbers)
+            self._schedule.measured(max(0.0, now_s - since_s), out.units * share)
+        metered = None if joules is None or grams is None else Metered(joules, grams * self._pue)
+        return await self._call(self._store.keep, job_id, computed, metered, now_s)
+
     async def give_back(self, lease_id: int) -> None:
         """See `JobsPort`."""
+        self._end(lease_id, ())
+
+    def _end(self, lease_id: int, kept: Collection[int]) -> bool:
+        """A lease is over: what was not kept of it is leased again. False if it was lost before."""
         out = self._out.pop(lease_id, None)
-        one = None if out is None else self._schedule.jobs.get(out.job_id)
-        if out is not None and one is not None:
-            one.leased -= 1
+        if out is None:
+            return False
+        one = self._schedule.jobs.get(out.job_id)
+        missing = [number for number in out.numbers if number not in kept]
+        if one is not None and missing:
             if one.pending is not None:
-                one.pending.extendleft(reversed(out.numbers))
+                one.pending.extendleft(reversed(missing))
             self._changed.set()
+        return True
 
     # The loop
 
@@ -288,7 +308,7 @@ class JobDesk:
 
     async def _record(self) -> None:
         """Tell the node process, for `/metrics`."""
-        running = sum(one.leased > 0 for one in self._schedule.jobs.values())
+        running = len(self._running)
         state = {"waiting": len(self._schedule.jobs) - running, "running": running, **self._totals}
         if state == self._recorded:
             return
@@ -313,10 +333,14 @@ class JobDesk:
             raise UnknownJob(f"job: there is no '{job_id[:40]}'; list yours with GET /jobs")
         return job
 
-    def _describe(self, job: Job) -> dict[str, Any]:
-        one = self._schedule.jobs.get(job.id)
-        running = one is not None and one.leased > 0
-        return job.to_dict(running=running, planned_s=self._schedule.planned_s(job.id), now_s=self._now_s())
+    @property
+    def _running(self) -> set[str]:
+        """Open jobs of which texts are being computed."""
+        return {out.job_id for out in self._out.values() if out.job_id in self._schedule.jobs}
+
+    def _describe(self, job: Job, running: Collection[str] | None = None) -> dict[str, Any]:
+        runs = job.id in (self._running if running is None else running)
+        return job.to_dict(running=runs, planned_s=self._schedule.planned_s(job.id), now_s=self._now_s())
 
     def _now_s(self) -> float:
         return self._grid.now().timestamp()

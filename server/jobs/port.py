@@ -34,9 +34,9 @@ class JobsPort(Protocol):
     async def take(self, wait_s: float) -> Lease | None:
         """Texts to compute now; None if there are none for `wait_s` real seconds."""
 
-    async def give(self, lease_id: int, computed: Sequence[Computed], joules: float | None) -> None:
+    async def give(self, lease_id: int, job_id: str, computed: Sequence[Computed], joules: float | None) -> None:
         """What came of a lease, at least one text, and the joules it took where they are known. What is missing is
-        leased again."""
+        leased again; what comes after the lease was lost is kept all the same, where nobody was faster."""
 
     async def give_back(self, lease_id: int) -> None:
         """A lease that was not computed."""

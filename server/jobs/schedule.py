@@ -24,7 +24,6 @@ class OpenJob:
 
     job: Job
     pending: deque[int] | None = None
-    leased: int = 0
 
     @property
     def units_left(self) -> int:

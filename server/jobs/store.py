@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,17 +90,8 @@ class JobStore:
         Raises InvalidInput if that one was asked for differently.
         """
         with self._transaction() as db:
-            if wanted.idempotency_key is not None:
-                before = db.execute(
-                    "SELECT id, digest FROM jobs WHERE owner = ? AND idempotency_key = ?",
-                    (wanted.owner, wanted.idempotency_key),
-                ).fetchone()
-                if before is not None:
-                    if before[1] != wanted.digest:
-                        raise InvalidInput(
-                            "Idempotency-Key: was used for another job before; send a new key with a new job"
-                        )
-                    return self.get(before[0]), False
+            if (before := self.made_before(wanted)) is not None:
+                return before, False
             job = Job(
                 id=secrets.token_hex(12),
                 owner=wanted.owner,
@@ -125,6 +116,18 @@ class JobStore:
             )
         return job, True
 
+    def made_before(self, wanted: Wanted) -> Job | None:
+        """The job that the same idempotency key made. Raises InvalidInput if that one was asked for differently."""
+        if wanted.idempotency_key is None:
+            return None
+        query = "SELECT id, digest FROM jobs WHERE owner = ? AND idempotency_key = ?"
+        row = self._db.execute(query, (wanted.owner, wanted.idempotency_key)).fetchone()
+        if row is None:
+            return None
+        if row[1] != wanted.digest:
+            raise InvalidInput("Idempotency-Key: was used for another job before; send a new key with a new job")
+        return self.get(row[0])
+
     def get(self, job_id: str) -> Job:
         """The job of that id. Raises UnknownJob."""
         row = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
@@ -137,17 +140,22 @@ class JobStore:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE state = 'open' ORDER BY deadline_s, sequence")
         return [_job(row) for row in rows]
 
-    def listed(self, owner: str | None, state: str | None, after: str | None, limit: int) -> list[Job]:
-        """Jobs of an owner (None: of all), newest first, those that come after job `after` in that order."""
-        conditions, values = ["1"], list[Any]()
-        for condition, value in (
-            ("owner = ?", owner),
-            ("state = ?", state),
-            ("sequence < (SELECT sequence FROM jobs WHERE id = ?)", after),
-        ):
-            if value is not None:
-                conditions.append(condition)
-                values.append(value)
+    def listed(
+        self, owner: str, state: str | None, after: str | None, limit: int, running: Collection[str]
+    ) -> list[Job]:
+        """Jobs of an owner, newest first, those that come after job `after` in that order. Which of the open ones are
+        `running` the file does not know."""
+        conditions, values = ["owner = ?"], list[Any]([owner])
+        if after is not None:
+            conditions.append("sequence < (SELECT sequence FROM jobs WHERE id = ?)")
+            values.append(after)
+        if state is not None:
+            conditions.append("state = ?")
+            values.append("open" if state in ("waiting", "running") else state)
+        if state in ("waiting", "running"):
+            marks = ", ".join("?" * len(running))
+            conditions.append(f"id {'IN' if state == 'running' else 'NOT IN'} ({marks})")
+            values.extend(running)
         where = " AND ".join(conditions)
         query = f"SELECT {_COLUMNS} FROM jobs WHERE {where} ORDER BY sequence DESC LIMIT ?"
         return [_job(row) for row in self._db.execute(query, (*values, limit))]
@@ -274,11 +282,11 @@ class JobStore:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
+            self._db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):  # the first error tells more
                 self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
 
 def _job(row: Sequence[Any]) -> Job:

@@ -22,7 +22,7 @@ from server.api.errors import error_row
 from server.engine.engine import Answer, Engine
 from server.engine.errors import ClientGone, DeadlineExceeded, EngineError, NotReady, Overloaded
 from server.engine.family import Family
-from server.engine.scores import best_first, probabilities
+from server.engine.scores import best_first, shown_scores
 from server.engine.tokenizer import Text
 from server.jobs.job import Computed, Lease
 from server.jobs.port import JobsPort
@@ -87,7 +87,7 @@ class JobWorker:
             raise
         rate = self._rate.joules_per_cpu_second
         if computed:  # what is missing is leased again
-            await port.give(lease.id, computed, None if rate is None else cpu_ns / 1e9 * rate)
+            await port.give(lease.id, lease.job, computed, None if rate is None else cpu_ns / 1e9 * rate)
         else:
             await port.give_back(lease.id)
         if held_up:
@@ -154,7 +154,7 @@ class JobWorker:
 
 def _success(number: int, answer: Answer, family: Family, *, raw: bool) -> Computed:
     manifest: Manifest = family.manifest
-    scores: list[float] = answer.logits.tolist() if raw else probabilities(answer.logits)
+    scores = shown_scores(answer.logits, manifest, raw=raw)
     predictions = [{"score": scores[index], "label": manifest.labels[index]} for index in best_first(scores)]
     return Computed(number, orjson.dumps({"predictions": predictions, "version": family.version}), False)
 

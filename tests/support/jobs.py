@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -58,10 +59,12 @@ def wanted(texts: int | Sequence[str], within_hours: float, grid: TurnedGrid, **
 
 
 @asynccontextmanager
-async def desk_of(folder: Path, grid: TurnedGrid, *, runs: bool = True, **limits: Any) -> AsyncIterator[JobDesk]:
+async def desk_of(
+    folder: Path, grid: TurnedGrid, *, runs: bool = True, clock: Callable[[], float] = time.monotonic, **limits: Any
+) -> AsyncIterator[JobDesk]:
     """A desk over a file in the folder, with its loop; closed in good order at the end."""
     limits = {"margin_s": 0, **limits}
-    desk = JobDesk(folder / "jobs.sqlite", JobsSettings(**limits), grid, folder / "jobs.json")
+    desk = JobDesk(folder / "jobs.sqlite", JobsSettings(**limits), grid, folder / "jobs.json", clock=clock)
     task = asyncio.create_task(desk.run()) if runs else None
     try:
         yield desk
@@ -86,5 +89,5 @@ async def work_off(
     while count < most and (lease := await desk.take(wait_s)) is not None:
         seen(lease)
         count += len(lease.texts)
-        await desk.give(lease.id, computed(lease), joules)
+        await desk.give(lease.id, lease.job, computed(lease), joules)
     return count

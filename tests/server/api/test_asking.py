@@ -51,7 +51,7 @@ async def test_a_text_that_the_engine_had_no_room_for_is_paid_for_once(family: F
         assert await status_of(replies, way, "w3") == 200
 
 
-@pytest.mark.parametrize("path", ["/health", "/v2/health/ready"])
+@pytest.mark.parametrize("path", ["/health", "/v2/health/ready", "/v2/models/tiny/ready"])
 async def test_who_has_lost_a_worker_is_not_ready(family: Family, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(family) as (engine, usage):
         app = App(Replies(engine, Meter(), 1000, usage), dict)
@@ -60,6 +60,7 @@ async def test_who_has_lost_a_worker_is_not_ready(family: Family, path: str, mon
         assert isinstance(engine, Engine)
         assert await probe(app, path) == 503
         assert await probe(app, "/live") == 200
+        assert usage.outcomes == {}  # no text was asked for
 
 
 async def probe(app: App, path: str) -> int:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.store import Store
 from server.engine.family import Family, load_family
+from server.jobs.worker import JobWorker
 from tests.server.api.test_app import post, serving
 from tests.server.api.test_oip import body
-from tests.support.engines import dial
+from tests.support.engines import dial, running
+from tests.support.jobs import TurnedGrid, desk_of, wanted
+from tests.support.listening import NoJoules
 from tests.support.rpc import rpc_serving
 from tests.support.tiny_family import publish_tiny_family
 
@@ -80,3 +86,17 @@ async def test_both_grpc_services_answer_with_the_number_itself(numbers: Family)
     assert list(raw.predictions[0].scores) == [-2.0]
     assert [list(output.shape) for output in infer.outputs] == [[2, 1], [2, 1]]
     assert list(infer.outputs[1].contents.fp32_contents) == [-2.0, 400.0]
+
+
+@pytest.mark.parametrize("raw_scores", [False, True])
+async def test_a_job_answers_with_the_number_itself(numbers: Family, tmp_path: Path, raw_scores: bool) -> None:
+    grid = TurnedGrid([100.0] * 8)
+    async with running(numbers) as (engine, _), desk_of(tmp_path, grid) as desk:
+        working = asyncio.create_task(JobWorker([desk], engine, NoJoules()).run())
+        job, _ = await desk.submit(wanted(["my refund", "parcel card"], 1, grid, raw_scores=raw_scores))
+        async with asyncio.timeout(20):
+            while (await desk.show("", job["id"]))["state"] != "done":  # noqa: ASYNC110 (it is computed beside this)
+                await asyncio.sleep(0.02)
+        working.cancel()
+        results = [json.loads(row) for row in await desk.results("", job["id"], 0, 10)]
+    assert [result["predictions"] for result in results] == [entry(-2.0), entry(401.0)]

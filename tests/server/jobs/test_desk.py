@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,9 +19,9 @@ import pytest
 from server.engine.errors import InputTooLarge, InvalidInput, Overloaded
 from server.engine.tokenizer import Text
 from server.job_settings import JobsSettings
-from server.jobs.desk import LEASE_UNITS, JobDesk
+from server.jobs.desk import LEASE_TIMEOUT_S, LEASE_UNITS, JobDesk
 from server.jobs.errors import JobConflict, JobStoreError, UnknownJob
-from server.jobs.job import Lease, units_of
+from server.jobs.job import Lease, Wanted, units_of
 from server.jobs.store import JobStore
 from tests.support.engines import until
 from tests.support.jobs import HOUR_S, START, TurnedGrid, computed, desk_of, wanted, work_off
@@ -99,12 +103,11 @@ async def test_a_lease_that_is_given_back_is_leased_again_and_one_given_twice_co
         lease = await desk.take(5)
         assert lease is not None
         await desk.give_back(lease.id)
-        await desk.give(lease.id, computed(lease), 1.0)  # too late: it is nobody's any more
         again = await desk.take(5)
         assert again is not None
         assert again.texts == lease.texts
-        await desk.give(again.id, computed(again), 1.0)
-        await desk.give(again.id, computed(again), 1.0)
+        await desk.give(again.id, again.job, computed(again), 1.0)
+        await desk.give(again.id, again.job, computed(again), 1.0)
         done = await desk.show("", job["id"])
         assert (done["texts_done"], done["joules"]) == (4, 1.0)
 
@@ -156,6 +159,16 @@ async def test_the_same_idempotency_key_gives_the_same_job_also_after_a_restart(
         assert other["id"] != first["id"]
 
 
+async def test_a_job_that_was_taken_is_told_again_whatever_is_too_late_or_too_much_by_now(tmp_path: Path) -> None:
+    grid = TurnedGrid(CLEAN_AT_3)
+    asked = wanted(["x" * 10_000] * 110, 1, grid, idempotency_key="k", digest=b"1")
+    async with desk_of(tmp_path, grid, runs=False, max_open_jobs=1, max_stored_bytes=1 << 20) as desk:
+        first, _ = await desk.submit(asked)
+        grid.wait(2)
+        again, new = await desk.submit(asked)
+        assert (again["id"], new) == (first["id"], False)
+
+
 async def test_a_cancelled_job_is_computed_no_further_and_what_comes_of_its_leases_is_dropped(tmp_path: Path) -> None:
     grid = TurnedGrid([100.0] * 8)
     async with desk_of(tmp_path, grid) as desk:
@@ -164,7 +177,7 @@ async def test_a_cancelled_job_is_computed_no_further_and_what_comes_of_its_leas
         assert lease is not None
         cancelled = await desk.cancel("", job["id"])
         assert cancelled["state"] == "cancelled"
-        await desk.give(lease.id, computed(lease), 1.0)
+        await desk.give(lease.id, lease.job, computed(lease), 1.0)
         assert await idle(desk)
         assert (await desk.show("", job["id"]))["texts_done"] == 0
         with pytest.raises(JobConflict, match="not done"):
@@ -190,6 +203,20 @@ async def test_nobody_sees_the_jobs_of_another(tmp_path: Path) -> None:
                 await ask
         assert await desk.listed("bob", None, None, 10) == []
         assert [one["id"] for one in await desk.listed("ann", "waiting", None, 10)] == [job["id"]]
+
+
+async def test_a_list_of_one_state_is_read_to_its_end(tmp_path: Path) -> None:
+    grid = TurnedGrid([100.0] * 8)
+    async with desk_of(tmp_path, grid) as desk:
+        made = [(await desk.submit(wanted(1, 6, grid)))[0]["id"] for _ in range(6)]
+        runs = {lease.job for lease in [await desk.take(5), await desk.take(5)] if lease is not None}
+        assert len(runs) == 2
+        for state, expected in (("running", runs), ("waiting", set(made) - runs)):
+            found: list[str] = []
+            while page := await desk.listed("", state, found[-1] if found else None, 1):
+                assert [one["state"] for one in page] == [state]
+                found += [one["id"] for one in page]
+            assert found == [job_id for job_id in reversed(made) if job_id in expected]
 
 
 async def test_a_list_is_read_page_by_page_newest_first(tmp_path: Path) -> None:
@@ -277,7 +304,7 @@ async def test_a_thousand_jobs_of_all_deadlines_are_done_in_time_in_the_clean_ho
         for _ in range(60):
             desk._plan()
             while (lease := await desk.take(0.001)) is not None:
-                await desk.give(lease.id, computed(lease), 1.0)
+                await desk.give(lease.id, lease.job, computed(lease), 1.0)
             grid.wait(1)
         done = [await desk.show("", job_id) for job_id in ids]
     assert {(one["state"], one["late"]) for one in done} == {("done", False)}
@@ -292,9 +319,108 @@ async def test_what_is_missing_of_a_lease_is_leased_again(tmp_path: Path) -> Non
         job, _ = await desk.submit(wanted(6, 6, grid))
         lease = await desk.take(5)
         assert lease is not None
-        await desk.give(lease.id, computed(lease)[:2], 1.0)
+        await desk.give(lease.id, lease.job, computed(lease)[:2], 1.0)
         again = await desk.take(5)
         assert again is not None
         assert again.texts == lease.texts[2:]
-        await desk.give(again.id, computed(again), 1.0)
+        await desk.give(again.id, again.job, computed(again), 1.0)
         assert (await desk.show("", job["id"]))["texts_done"] == 6
+
+
+async def test_what_comes_after_its_lease_was_lost_is_kept_and_not_computed_again(tmp_path: Path) -> None:
+    grid = TurnedGrid([100.0] * 8)
+    ahead_s = [0.0]
+    async with desk_of(tmp_path, grid, clock=lambda: time.monotonic() + ahead_s[0]) as desk:
+        job, _ = await desk.submit(wanted(20, 6, grid))
+        lost = await desk.take(5)
+        assert lost is not None
+        ahead_s[0] = LEASE_TIMEOUT_S + 1
+        await desk._tidy()
+        await desk.give(lost.id, lost.job, computed(lost), 1.0)
+        seen: list[int] = []
+        await work_off(desk, seen=lambda lease: seen.extend(number for number, _, _ in lease.texts))
+        done = await desk.show("", job["id"])
+        assert (done["state"], done["texts_done"]) == ("done", 20)
+    assert sorted(seen + [number for number, _, _ in lost.texts]) == list(range(20))
+
+
+async def test_what_was_computed_twice_because_its_lease_was_lost_counts_once(tmp_path: Path) -> None:
+    grid = TurnedGrid([100.0] * 8)
+    async with desk_of(tmp_path, grid) as desk:
+        job, _ = await desk.submit(wanted(4, 6, grid))
+        lost = await desk.take(5)
+        assert lost is not None
+        await desk.give_back(lost.id)
+        again = await desk.take(5)
+        assert again is not None
+        await desk.give(lost.id, lost.job, computed(lost)[:3], 1.5)
+        await desk.give(again.id, again.job, computed(again), 4.0)
+        done = await desk.show("", job["id"])
+        assert (done["state"], done["texts_done"], done["texts_metered"], done["joules"]) == ("done", 4, 4, 2.5)
+        assert len(await desk.results("", job["id"], 0, 10)) == 4
+
+
+async def test_a_lease_of_the_run_before_is_kept_by_the_next_for_its_own_job(tmp_path: Path) -> None:
+    grid = TurnedGrid([100.0] * 8)
+    async with desk_of(tmp_path, grid) as desk:
+        first, _ = await desk.submit(wanted(4, 6, grid))
+        before = await desk.take(5)
+        assert before is not None
+    async with desk_of(tmp_path, grid, runs=False) as desk:
+        second, _ = await desk.submit(wanted(["w1", "w2", "w3", "w4"], 1, grid))
+        desk._plan()
+        now = await desk.take(5)
+        assert now is not None
+        assert now.job == second["id"]
+        await desk.give(before.id, before.job, computed(before), 1.0)
+        assert (await desk.show("", first["id"]))["state"] == "done"
+        assert (await desk.show("", second["id"]))["texts_done"] == 0
+        await desk.give(now.id, now.job, computed(now), 1.0)
+        results = await desk.results("", second["id"], 0, 10)
+    assert [json.loads(row)["text"] for row in results] == ["w1", "w2", "w3", "w4"]
+
+
+@contextmanager
+def failing(desk: JobDesk) -> Iterator[None]:
+    """Whatever the file is asked for fails meanwhile."""
+    desk._store._db.set_progress_handler(lambda: 1, 1)
+    try:
+        yield
+    finally:
+        desk._store._db.set_progress_handler(None, 0)
+
+
+async def test_what_the_file_failed_to_keep_is_leased_again(tmp_path: Path) -> None:
+    grid = TurnedGrid([100.0] * 8)
+    async with desk_of(tmp_path, grid) as desk:
+        job, _ = await desk.submit(wanted(4, 6, grid))
+        lease = await desk.take(5)
+        assert lease is not None
+        with failing(desk), pytest.raises(sqlite3.OperationalError):
+            await desk.give(lease.id, lease.job, computed(lease), 1.0)
+        assert (await desk.show("", job["id"]))["state"] == "waiting"
+        assert await work_off(desk) == 4
+        assert (await desk.show("", job["id"]))["state"] == "done"
+
+
+async def test_texts_that_the_file_failed_to_read_are_leased_again(tmp_path: Path) -> None:
+    grid = TurnedGrid([100.0] * 8)
+    async with desk_of(tmp_path, grid) as desk:
+        await desk.submit(wanted(4, 6, grid))
+        with failing(desk), pytest.raises(sqlite3.OperationalError):
+            await desk.take(5)
+        assert await work_off(desk) == 4
+
+
+def test_a_full_disk_costs_nothing_of_what_comes_after(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite")
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    large = Wanted("", [Text("x" * 100_000)], 9e9)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.add(large, 1.0, None)
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    job, new = store.add(large, 1.0, None)
+    assert new
+    assert [one.id for one in store.open_jobs()] == [job.id]
+    store.close()
