@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
-
-import uvloop
 
 from energy.calibration import CalibrationError
 from energy.coefficients import CoefficientError
@@ -19,8 +18,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     settings = NodeSettings.from_arguments()
     try:
-        # A wake-up of it costs about half of one of asyncio's own loop, and there is little else to a tick.
-        uvloop.run(serve(settings))
+        asyncio.run(serve(settings))
     except (AlreadyRunning, SourceUnavailable, CoefficientError, CalibrationError, OSError) as error:
         print(f"node: {error}", file=sys.stderr)
         return 2
