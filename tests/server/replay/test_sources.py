@@ -20,6 +20,7 @@ from server.cli import app
 from server.replay.errors import ReplayError
 from server.replay.sources import read_grid, read_load
 from server.settings import Settings
+from tests.support.prometheus import needs_prometheus, prometheus_of
 
 HOUR = timedelta(hours=1)
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -151,3 +152,42 @@ def test_the_command_takes_the_settings_provider(tmp_path: Path, api: Api) -> No
     told = CliRunner().invoke(app, ["replay", "--grid", "uk", "--small-share", "0.5", *chosen])
     assert told.exit_code == 0, told.output
     assert "GB, 1 days" in told.output
+
+
+STEP_S = 300
+
+
+def days_of_requests() -> str:
+    """Two days of a counter scraped every five minutes: 4 requests a second by day (6 to 18 h UTC) and 1 by night, on
+    two replicas, one of which starts anew halfway; and as much of the class `eco`, which the dial does not move."""
+    begin = int((NOW - timedelta(days=2)).timestamp())
+    standard, eco = [], []
+    for instance in ("a:9400", "b:9400"):
+        total = 0.0
+        for second in range(0, 2 * 86_400 + 1, STEP_S):
+            moment = begin + second
+            if instance == "b:9400" and second == 86_400:
+                total = 0.0
+            labels = f'instance="{instance}",job="node",model="m",outcome="ok"'
+            standard.append(f'jouleserve_requests_total{{{labels},class="standard"}} {total} {moment}')
+            eco.append(f'jouleserve_requests_total{{{labels},class="eco"}} {total} {moment}')
+            total += STEP_S * (2.0 if 6 <= datetime.fromtimestamp(moment, UTC).hour < 18 else 0.5)
+    return "\n".join(["# TYPE jouleserve_requests counter", *standard, *eco, "# EOF", ""])
+
+
+@needs_prometheus
+def test_a_replay_reads_its_load_from_a_real_prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    rows = [f"{NOW - HOUR * back:%Y-%m-%dT%H:%M:%SZ},{300 + 100 * (back % 2)}" for back in range(48, 0, -1)]
+    (tmp_path / "Z.csv").write_text("\n".join(["utc_time,ci_lifecycle", *rows]) + "\n")
+    with prometheus_of(tmp_path, days_of_requests()) as url:
+        load = read_load(url)
+        chosen = ["--load", url, "--small-share", "0.5", "--out", str(tmp_path / "out.json")]
+        told = CliRunner().invoke(app, ["replay", "--grid", str(tmp_path / "Z.csv"), *chosen])
+    by_hour = {moment.hour: grams for moment, grams in zip(load.times, load.grams_per_kwh, strict=True)}
+    assert by_hour[12] == pytest.approx(4 * 3600, rel=0.02)
+    assert by_hour[0] == pytest.approx(3600, rel=0.02)
+    assert told.exit_code == 0, told.output
+    figures = {one["policy"]: one for one in json.loads((tmp_path / "out.json").read_text())["figures"]}
+    # A joule an answer, two days at 2.5 answers a second.
+    assert figures["always full"]["kwh"] == pytest.approx(2 * 86_400 * 2.5 / 3.6e6, rel=0.02)

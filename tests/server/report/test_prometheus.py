@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-import httpx
 import pytest
 
 from server.report.command import Inputs, run
 from server.report.errors import ReportError
 from server.report.rows import hour_at
 from tests.server.report.hourly import counters, line, write_hours
+from tests.support.prometheus import needs_prometheus, prometheus_of
 
 KWH = 3.6e6
 STEP_S = 60
 HOURS = ((10, KWH, 100.0), (11, 3 * KWH, 300.0))
-PATIENCE_S = 30.0
 GAUGES = (
     ("jouleserve_power_usage_effectiveness_ratio", {}, 1.5),
     ("jouleserve_energy_relative_uncertainty_ratio", {"source": "rapl"}, 0.05),
@@ -29,10 +24,7 @@ GAUGES = (
     ("jouleserve_compile_joules", {"model": "intents", "variant": "lite"}, 7200.0),
 )
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None,
-    reason="prometheus is not on PATH (Debian package prometheus)",
-)
+pytestmark = needs_prometheus
 
 
 def exposition() -> str:
@@ -73,34 +65,8 @@ def scrape(seen: dict[str, list[str]], since: str, instance: str, hours: int) ->
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("prometheus")
-    (folder / "metrics.txt").write_text(exposition())
-    data = folder / "data"
-    blocks = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(folder / "metrics.txt"), str(data)]
-    subprocess.run(blocks, check=True, capture_output=True, timeout=PATIENCE_S)
-    (folder / "prometheus.yml").write_text("scrape_configs: []\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={data}"]
-    command += [f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=20y", "--log.level=error"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                if httpx.get(f"{url}/-/ready", timeout=1).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            assert server.poll() is None, "prometheus ended"
-            assert time.monotonic() < deadline, "prometheus did not come up"
-            time.sleep(0.1)
+    with prometheus_of(tmp_path_factory.mktemp("prometheus"), exposition()) as url:
         yield url
-    finally:
-        server.terminate()
-        server.wait(PATIENCE_S)
 
 
 def test_prometheus_gives_the_report_that_the_hourly_totals_give(prometheus: str, tmp_path: Path) -> None:
