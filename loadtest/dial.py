@@ -48,6 +48,8 @@ class Pass:
     """Of the whole process tree."""
     joules_per_1k: float | None
     """Dynamic joules that the requests owe, None where nothing measures them."""
+    idle_cpu_seconds_per_1k: float
+    """What the tree spends in as much time without requests: the slower the pass, the more of it falls on each."""
     p99_ms: float
     escalated: int
     texts: int
@@ -156,10 +158,13 @@ def turn_to(served: Served, run_dir: Path, point: str) -> None:
 
 def run_pass(served: Served, questions: Sequence[Question], clients: int, point: str) -> Pass:
     """Ask everything once. Raises RuntimeError if another point answered."""
+    began_s, cpu = time.monotonic(), read_tree(served.process.pid)
     time.sleep(SETTLED_S)
+    idle_share = read_tree(served.process.pid).since(cpu) / (time.monotonic() - began_s)
     before, cpu = read_metrics(served.metrics_url), read_tree(served.process.pid)
+    began_s = time.monotonic()
     run = asyncio.run(closed_loop(f"{served.url}/predict", iter(questions), clients))
-    spent_s = read_tree(served.process.pid).since(cpu)
+    spent_s, took_s = read_tree(served.process.pid).since(cpu), time.monotonic() - began_s
     time.sleep(SETTLED_S)
     after = read_metrics(served.metrics_url)
     answered = run.answered
@@ -176,6 +181,7 @@ def run_pass(served: Served, questions: Sequence[Question], clients: int, point:
         accuracy=sum(reply.correct is True for reply in answered) / len(answered),
         cpu_seconds_per_1k=1000 * spent_s / len(answered),
         joules_per_1k=1000 * joules / len(answered) if joules > 0 else None,
+        idle_cpu_seconds_per_1k=1000 * idle_share * took_s / len(answered),
         p99_ms=1000 * percentile([reply.latency_s for reply in answered], 0.99),
         escalated=round(grown("jouleserve_escalations_total")),
         texts=len(answered),
@@ -185,7 +191,8 @@ def run_pass(served: Served, questions: Sequence[Question], clients: int, point:
 
 def measure(options: argparse.Namespace, manifest: Manifest, questions: Sequence[Question]) -> list[Measured]:
     """Every point, `rounds` times."""
-    found = [Measured(point) for point in manifest.points]
+    named = options.points or [point.name for point in manifest.points]
+    found = [Measured(point) for point in manifest.points if point is manifest.points[0] or point.name in named]
     settings = {
         "model.store": options.store,
         "model.family": options.family,
@@ -214,7 +221,7 @@ def uncertainty_of(manifest: Manifest, point: OperatingPoint) -> float | None:
 def table(manifest: Manifest, found: Sequence[Measured]) -> Table:
     """A row a point."""
     full = found[0]
-    headings = ("point", "accuracy", "manifest (lower)", "of full", "CPU-s/1k", "of full", "manifest", "J/1k")
+    headings = ("point", "accuracy", "manifest (lower)", "of full", "CPU-s/1k", "idling", "of full", "manifest", "J/1k")
     title = f"{manifest.family}: {full.passes[0].texts} texts, {len(full.passes)} rounds over HTTP"
     shown = Table(*headings, "manifest", "p99", title=title)
     for one in found:
@@ -227,7 +234,8 @@ def table(manifest: Manifest, found: Sequence[Measured]) -> Table:
             f"{point.accuracy:.2%} ({point.accuracy_lower:.2%})",
             f"{verdict.relative_accuracy:.2%}",
             f"{one.cpu_seconds_per_1k:.2f}",
-            f"{verdict.cpu_share:.0%}",
+            f"{median(p.idle_cpu_seconds_per_1k for p in one.passes):.2f}",
+            f"{verdict.cpu_share:.1%}",
             f"{promised:.0%}",
             _joules(one.joules_per_1k) + (" !" if verdict.joules_kept is False else ""),
             _span(point),
@@ -261,7 +269,7 @@ def cascade_line(manifest: Manifest, found: Sequence[Measured]) -> str:
     verdict, name = min(kept, key=lambda pair: pair[0].cpu_share)
     met = "met" if verdict.cpu_share <= CASCADE_COST else "missed"
     return (
-        f"{name}: {verdict.relative_accuracy:.2%} of full quality's accuracy at {verdict.cpu_share:.0%} of its"
+        f"{name}: {verdict.relative_accuracy:.2%} of full quality's accuracy at {verdict.cpu_share:.1%} of its"
         f" CPU-seconds, end to end; at most {CASCADE_COST:.0%} is asked: {met}"
     )
 
@@ -286,6 +294,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first texts")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--points", nargs="*", help="only these, and full quality")
     parser.add_argument("--edge", action="store_true", help="one process, without Ray")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     options = parser.parse_args()

@@ -22,7 +22,7 @@ from models.store import write_atomic
 from server.replay.baselines import forecast_level, trailing_level
 from server.replay.command import made_up_points, swing_joules
 from server.replay.course import Course, read_course, with_load
-from server.replay.figures import Figures, figures_of
+from server.replay.figures import Figures, figures_of, years_of
 from server.replay.simulate import Faults, Played, fixed, simulate
 from server.settings import ShapingSettings
 
@@ -75,7 +75,8 @@ def whole_years(course: Course) -> slice:
 
 
 def study(region: Region) -> dict[str, Figures]:
-    """`percentile`, with a sound feed and with faults, and its rivals."""
+    """`percentile`, with a sound feed and with faults, and its rivals; of several years the last one alone too, when
+    the seasons are known."""
     course = region.course
     played = {
         "percentile": simulate(course, POINTS, SETTINGS, name="percentile"),
@@ -84,7 +85,13 @@ def study(region: Region) -> dict[str, Figures]:
         "7-day median": fixed(course, POINTS, trailing_level(course, 7, 0.5), "7-day median"),
         "30-day median": fixed(course, POINTS, trailing_level(course, 30, 0.5), "30-day median"),
     }
-    return {name: region.score(one) for name, one in played.items()}
+    found = {name: region.score(one) for name, one in played.items()}
+    years = [(begin, end) for begin, end, _ in years_of(course.cut(region.scored.start, region.scored.stop))]
+    if len(years) > 1:
+        begin, end = years[-1]
+        last = slice(region.scored.start + begin, region.scored.start + end)
+        found["percentile, last year"] = region.score(played["percentile"], last)
+    return found
 
 
 def forecast_study(region: Region, path: Path) -> dict[str, Figures]:
@@ -106,12 +113,12 @@ def forecast_study(region: Region, path: Path) -> dict[str, Figures]:
 
 def show(console: Console, title: str, found: dict[str, dict[str, Figures]]) -> None:
     """One line a region; a column of "share of the oracle's saving" for every policy."""
-    names = list(next(iter(found.values())))
+    names = list(dict.fromkeys(name for figures in found.values() for name in figures))
     table = Table("region", *names, "full share (by year)", "sw/d", title=title)
     for region, figures in found.items():
         first = figures[names[0]]
         years = " ".join(f"{share:.1%}" for share in first.full_share_by_year.values())
-        shares = [f"{figures[name].of_oracle:.1%}" for name in names]
+        shares = [f"{figures[name].of_oracle:.1%}" if name in figures else "-" for name in names]
         table.add_row(region, *shares, f"{first.full_share:.1%} ({years})", f"{first.switches_per_day:.2f}")
     console.print(table)
 

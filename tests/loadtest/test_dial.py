@@ -19,7 +19,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def once(manifest: Manifest, place: int, accuracy: float, cpu: float, joules: float | None = None) -> Measured:
-    return Measured(manifest.points[place], [Pass(accuracy, cpu, joules, 10.0, 0, 1000, 0)])
+    return Measured(manifest.points[place], [Pass(accuracy, cpu, joules, 0.1, 10.0, 0, 1000, 0)])
 
 
 def test_accuracy_is_kept_down_to_the_manifest_s_bound_and_what_sampling_explains(manifest: Manifest) -> None:
@@ -41,7 +41,7 @@ def with_joules(manifest: Manifest, tokenizing: float | None, alone: float | Non
 
 
 def kept(point: OperatingPoint, joules: float | None, uncertainty: float | None) -> bool | None:
-    measured = Measured(point, [Pass(0.97, 4, joules, 10.0, 0, 1000, 0)])
+    measured = Measured(point, [Pass(0.97, 4, joules, 0.1, 10.0, 0, 1000, 0)])
     return judge(measured, measured, uncertainty).joules_kept
 
 
@@ -64,7 +64,7 @@ def test_joules_are_unjudged_where_anything_about_them_was_not_measured(manifest
 
 @pytest.mark.parametrize(
     ("accuracy", "cpu", "said"),
-    [(0.965, 2.0, "50% of its CPU-seconds, end to end; at most 60% is asked: met"), (0.965, 3.0, "missed")],
+    [(0.965, 2.0, "50.0% of its CPU-seconds, end to end; at most 60% is asked: met"), (0.965, 3.0, "missed")],
 )
 def test_the_cascade_is_judged_end_to_end(manifest: Manifest, accuracy: float, cpu: float, said: str) -> None:
     found = [once(manifest, 0, 0.97, 4), once(manifest, 1, accuracy, cpu)]
