@@ -7,6 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compile.passes.base import Artifact
 
 
 class CompileError(Exception):
@@ -67,10 +71,13 @@ class Miss:
 
 
 class GateFailed(CompileError):
-    """A pass ran, but one of its postconditions does not hold; the message gives measured value and limit."""
+    """A pass ran, but one of its postconditions does not hold; the message gives measured value and limit.
 
-    def __init__(self, pass_name: str, label: str, misses: Sequence[Miss]) -> None:
-        self.pass_name, self.label, self.misses = pass_name, label, tuple(misses)
+    `made` is what it made and what that cost, which nobody may take for finished.
+    """
+
+    def __init__(self, pass_name: str, label: str, misses: Sequence[Miss], made: Artifact | None = None) -> None:
+        self.pass_name, self.label, self.misses, self.made = pass_name, label, tuple(misses), made
         words = "; ".join(miss.described for miss in misses)
         super().__init__(f"{label}: pass '{pass_name}' misses its gate: {words}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,17 @@ class Candidate:
     lineage: list[Artifact] = field(default_factory=list)
     reason: str | None = None
 
+    def keep(self, made: Artifact | None) -> None:
+        """Remember what a pass made that missed a gate: it cost what it cost, and what it is worth can be measured."""
+        if made is None:
+            return
+        if made.pass_name == Evaluate.name:
+            self.evaluation = made
+            return
+        self.lineage.append(made)
+        if made.pass_name == Quantize.name:
+            self.graph = made
+
     @property
     def spent(self) -> Spent:
         """What making it cost, the teacher it comes from included."""
@@ -70,7 +82,7 @@ class Candidate:
 
 @dataclass
 class Outcome:
-    """All candidates of a run, the fp32 teacher first, and the joint measurement of those that passed."""
+    """All candidates of a run, the fp32 teacher first, and the joint measurement of those that came to a graph."""
 
     candidates: list[Candidate]
     measured: Artifact
@@ -119,20 +131,31 @@ class Line:
                 if spec is recipe.variants[0] and not _misses_floor(error):
                     raise
                 candidate.reason = str(error)
+                candidate.keep(error.made if isinstance(error, GateFailed) else None)
                 failures[spec.name] = error
                 self.runner.reporter.dropped(spec.name, candidate.reason)
             candidates.append(candidate)
         if recipe.variants[0].name in failures:
             raise _nothing_meets(failures, candidates)
-        graphs = {c.name: c.graph for c in candidates if c.reason is None and c.graph is not None}
+        self._evaluate_failed(candidates, reference)
+        graphs = {c.name: c.graph for c in candidates if c.graph is not None}
         measure = Measure(recipe.measure, recipe.max_tokens, self.cpu.model)
         measured = self._run(ALL, measure, {"data": self.data, **graphs}, graphs)
         outcome = Outcome(candidates, measured, forms.meta["cpu_seconds_per_1k"])
         outcome.calibrated = self._calibrate(outcome)
-        served = {name: graph for name, graph in graphs.items() if name != REFERENCE}
+        served = {c.name: graphs[c.name] for c in outcome.passed if c.name != REFERENCE}
         answer = Answer(recipe.measure, recipe.max_tokens, self.cpu.model)
         outcome.answered = self._run(ALL, answer, {"data": self.data, **served}, served)
         return outcome
+
+    def _evaluate_failed(self, candidates: list[Candidate], reference: Candidate) -> None:
+        """Judge the graphs that missed a gate before their answers were, so that it is known what was left out."""
+        for candidate in candidates:
+            graph, fp32, teacher = candidate.graph, candidate.fp32_evaluation, reference.evaluation
+            if candidate.evaluation is None and graph is not None and fp32 is not None and teacher is not None:
+                with suppress(GateFailed):  # answers that are no numbers
+                    references = {"fp32": fp32, "teacher": teacher}
+                    candidate.evaluation = self._evaluate(candidate, graph, references, (0.0, 0.0))
 
     def teacher_stages(self) -> list[Artifact]:
         """The teacher after each stage of its training, the finished one last."""

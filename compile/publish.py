@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from compile.line import Candidate, Outcome
-from compile.passes.base import Artifact, Context
+from compile.passes.base import Artifact, Context, Spent
 from compile.passes.export import FILE
 from compile.pipeline import RUN_KEY
 from compile.points import cascade_candidates, choose_points
 from compile.recipe import REFERENCE, Recipe
+from compile.report.figures import UNMEASURED
 from compile.text import load_tokenizer
 from compile.versions import library_versions
 from models.manifest import (
@@ -27,6 +31,8 @@ from models.manifest import (
     Variant,
 )
 from models.store import Store, Version, file_ref
+
+_KNOWN = ("layers", "parameters", "macs_per_text")
 
 
 def publish(
@@ -65,7 +71,7 @@ def build_manifest(
     files: Path,
 ) -> Manifest:
     """Describe everything that passed, cheapest operating point last; what failed stays among the candidates."""
-    evidence = _all_evidence(outcome, files)
+    evidence = _all_evidence(outcome)
     settings = recipe.model_dump(mode="json")
     variants = tuple(_variant(candidate, outcome, evidence[candidate.name], files) for candidate in outcome.passed)
     calibrated = {} if outcome.calibrated is None else outcome.calibrated.meta
@@ -88,12 +94,15 @@ def build_manifest(
         dataset_sha256=context.dataset.digest(),
         recipe={RUN_KEY: run_key, "settings": settings, "data_notes": list(context.dataset.notes)},
         libraries=library_versions(),
-        candidates=_candidates(outcome, points, left_out),
+        candidates=_candidates(outcome, evidence, points, left_out),
     )
 
 
 def _candidates(
-    outcome: Outcome, points: tuple[OperatingPoint, ...], left_out: Mapping[str, str]
+    outcome: Outcome,
+    evidence: Mapping[str, Evidence],
+    points: tuple[OperatingPoint, ...],
+    left_out: Mapping[str, str],
 ) -> tuple[dict[str, Any], ...]:
     made = []
     for candidate in outcome.candidates:
@@ -103,7 +112,8 @@ def _candidates(
         described["passes"] = _costs(candidate, outcome)
         if reason is not None:
             described["reason"] = reason
-            described["known"] = _known(candidate)
+        if candidate.reason is not None:
+            described |= _of_failed(candidate, evidence.get(candidate.name))
         made.append(described)
     calibrated = {} if outcome.calibrated is None else outcome.calibrated.meta
     return (*made, *cascade_candidates(calibrated, {point.name for point in points}, left_out))
@@ -112,36 +122,54 @@ def _candidates(
 def _costs(candidate: Candidate, outcome: Outcome) -> list[dict[str, Any]]:
     """What each pass behind a candidate cost; equal keys are the same work, shared with other candidates."""
     judged = [candidate.fp32_evaluation, candidate.evaluation]
-    joint = [outcome.measured, outcome.calibrated, outcome.answered] if candidate.reason is None else []
+    joint: list[Artifact | None] = [outcome.measured] if candidate.graph is not None else []
+    joint += [outcome.calibrated, outcome.answered] if candidate.reason is None else []
     once = {artifact.key: artifact for artifact in (*candidate.lineage, *judged, *joint) if artifact is not None}
-    return [
-        {"pass": a.pass_name, "key": key[:12], "cpu_seconds": a.spent.cpu_seconds, "joules": a.spent.joules}
-        for key, a in once.items()
-    ]
+    return [{"pass": a.pass_name, "key": key[:12], **_cost(a.spent)} for key, a in once.items()]
+
+
+def _cost(spent: Spent) -> dict[str, Any]:
+    why = {} if spent.unmeasured is None else {"unmeasured": spent.unmeasured}
+    return {"cpu_seconds": spent.cpu_seconds, "joules": spent.joules, **why}
+
+
+def _of_failed(candidate: Candidate, evidence: Evidence | None) -> dict[str, Any]:
+    """What is known of a candidate that missed a gate: all that is of a variant, if it came to a graph."""
+    if evidence is None:
+        return {"known": _known(candidate)}
+    graph = _graph(candidate)
+    made = {"layers": graph.meta["layers"], "precision": graph.meta["precision"], "graph_form": graph.meta["form"]}
+    if candidate.fp32_evaluation is not None:
+        made["fp32_accuracy"] = candidate.fp32_evaluation.meta["accuracy"]
+    if candidate.spent.unmeasured is not None:
+        made[UNMEASURED] = candidate.spent.unmeasured
+    return {**made, "evidence": evidence.model_dump(mode="json", exclude_none=True)}
 
 
 def _known(candidate: Candidate) -> dict[str, Any]:
-    """What had been measured of a candidate before it was left out."""
+    """What had been measured of a candidate that came to no graph."""
     made: dict[str, Any] = {"compile_cpu_seconds": candidate.spent.cpu_seconds}
     if candidate.spent.joules is not None:
         made["compile_joules"] = candidate.spent.joules
     for artifact in candidate.lineage:
-        made |= {
-            name: artifact.meta[name] for name in ("layers", "parameters", "macs_per_text") if name in artifact.meta
-        }
-    if candidate.graph is not None:
-        made["size_bytes"] = (candidate.graph.path / FILE).stat().st_size
+        made |= {name: artifact.meta[name] for name in _KNOWN if name in artifact.meta}
     if candidate.fp32_evaluation is not None:
         made["fp32_accuracy"] = candidate.fp32_evaluation.meta["accuracy"]
     return made
 
 
-def _all_evidence(outcome: Outcome, files: Path) -> dict[str, Evidence]:
+def _all_evidence(outcome: Outcome) -> dict[str, Evidence]:
+    """The evidence of what passed, and of what failed as far as it came to a graph that answers."""
     reference_joules = outcome.measured.meta["variants"][REFERENCE]["joules_per_1k"]
-    return {c.name: _evidence(c, outcome, reference_joules, files) for c in outcome.passed}
+    made = {c.name: _evidence(c, outcome, reference_joules) for c in outcome.passed}
+    for candidate in outcome.candidates:
+        if candidate.reason is not None and candidate.graph is not None and candidate.evaluation is not None:
+            with suppress(ValidationError):  # answers that are no numbers
+                made[candidate.name] = _evidence(candidate, outcome, reference_joules)
+    return made
 
 
-def _evidence(candidate: Candidate, outcome: Outcome, reference_joules: float | None, files: Path) -> Evidence:
+def _evidence(candidate: Candidate, outcome: Outcome, reference_joules: float | None) -> Evidence:
     graph, evaluation = _graph(candidate), candidate.evaluation
     assert evaluation is not None
     measured = outcome.measured.meta["variants"][candidate.name]
@@ -156,7 +184,7 @@ def _evidence(candidate: Candidate, outcome: Outcome, reference_joules: float | 
         **evaluation.meta.get("scores", {}),
         parameters=graph.meta["parameters"],
         macs_per_text=graph.meta["macs_per_text"],
-        size_bytes=(files / f"{candidate.name}.onnx").stat().st_size,
+        size_bytes=(graph.path / FILE).stat().st_size,
         cpu_seconds_per_1k=measured["cpu_seconds_per_1k"],
         joules_per_1k=measured["joules_per_1k"],
         energy_source=outcome.measured.meta["energy_source"],
@@ -191,6 +219,8 @@ def _variant(candidate: Candidate, outcome: Outcome, evidence: Evidence, files: 
         notes["calibration"] = outcome.calibrated.meta["temperatures"][candidate.name]
     if candidate.fp32_evaluation is not None:
         notes["fp32_accuracy"] = candidate.fp32_evaluation.meta["accuracy"]
+    if candidate.spent.unmeasured is not None:
+        notes[UNMEASURED] = candidate.spent.unmeasured
     return Variant(
         name=candidate.name,
         precision="fp32" if reference else graph.meta["precision"],

@@ -1,8 +1,9 @@
 """Runs passes and keeps what they made: `<work>/cache/<pass>-<key>/`, finished when `done.json` is there.
 
 A folder without `done.json` belongs to a run that was killed; the next run goes on from its checkpoint (`checkpoint*`)
-and throws the rest away, so that what is kept is what an unbroken run keeps. An artifact whose files do not match the
-digests in `done.json`, or that other library versions made, is made anew.
+and throws the rest away, so that what is kept is what an unbroken run keeps. Or to a pass that missed a gate: what it
+made can be measured until the pass runs again, and is never taken for finished. An artifact whose files do not match
+the digests in `done.json`, or that other library versions made, is made anew.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from compile.device import GpuUse, gpu_use
 from compile.errors import Busy, GateFailed, Miss
 from compile.passes.base import Artifact, Context, Gate, Inputs, Pass, Spent
 from compile.versions import library_versions
@@ -27,6 +29,9 @@ from models.store import sha256_file, write_atomic
 DONE, SPENT = "done.json", "spent.json"
 CHECKPOINTS = "checkpoint"
 """Files whose names begin like this outlive a kill; a pass removes its own when it is done."""
+
+ON_GPU = "work was done on a GPU, whose joules are not counted"
+NO_COUNTER = "the energy counter gave no figure for a whole pass"
 
 
 class Reporter(Protocol):
@@ -113,7 +118,8 @@ class Runner:
         """Return the pass's artifact, from the cache or by doing the work.
 
         `inputs` decide the key; the pass is handed `given` where that is less than all of them.
-        Raises what the pass raises, and GateFailed if a postcondition does not hold (nothing is cached then).
+        Raises what the pass raises, and GateFailed, with what was made, if a postcondition does not hold (it is done
+        again the next time).
         """
         key = artifact_key(a_pass, inputs)
         handed = inputs if given is None else given
@@ -128,20 +134,20 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
         before = _spent_before(folder)
-        with measure_process() as span:
-            clock = _Clock(span)
+        with measure_process() as span, gpu_use() as gpu:
+            clock = _Clock(gpu)
             self.context.progress = self.reporter.moved
             self.context.note_spent = lambda: _write_spent(folder, before + clock.so_far())
             a_pass.requires(handed, self.context)
             meta = a_pass.call(handed, folder, self.context)
             self.reporter.moved(1.0, "checking")
             gates = a_pass.ensures(handed, folder, meta, self.context)
-        spent = before + Spent(span.cpu_seconds, span.dynamic_joules)
+        spent = before + _spent(span, gpu)
         misses = [Miss(gate.describe(), gate.measured, gate.limit, gate.field) for gate in gates if not gate.holds]
-        if misses:
-            shutil.rmtree(folder)
-            raise GateFailed(a_pass.name, label, misses)
         meta = {**meta, "gates": [_plain(gate) for gate in gates]}
+        if misses:
+            (folder / SPENT).unlink(missing_ok=True)
+            raise GateFailed(a_pass.name, label, misses, Artifact(a_pass.name, label, key, folder, meta, spent))
         seconds = time.monotonic() - began
         _finish(folder, label, meta, spent, seconds)
         self.reporter.finished(label, a_pass.name, seconds, False)
@@ -151,15 +157,23 @@ class Runner:
 class _Clock:
     """CPU time and joules since the span began, before it ends."""
 
-    def __init__(self, span: Span) -> None:
-        self._began = time.process_time()
+    def __init__(self, gpu: GpuUse) -> None:
+        self._began, self._gpu = time.process_time(), gpu
 
     def so_far(self) -> Spent:
         """Cost up to now; joules by the estimated model, since a span is final only at its end."""
         from energy.meter import dynamic_joules_per_cpu_second
 
         cpu_seconds = time.process_time() - self._began
-        return Spent(cpu_seconds, cpu_seconds * dynamic_joules_per_cpu_second())
+        joules = cpu_seconds * dynamic_joules_per_cpu_second()
+        return Spent(cpu_seconds, None, ON_GPU) if self._gpu.used else Spent(cpu_seconds, joules)
+
+
+def _spent(span: Span, gpu: GpuUse) -> Spent:
+    """A pass's cost. The span meters the processors: with work on a GPU its joules would be a part of them all."""
+    if gpu.used:
+        return Spent(span.cpu_seconds, None, ON_GPU)
+    return Spent(span.cpu_seconds, span.dynamic_joules, NO_COUNTER if span.dynamic_joules is None else None)
 
 
 def _load(folder: Path) -> dict[str, Any] | None:
@@ -191,7 +205,7 @@ def _finish(folder: Path, label: str, meta: Mapping[str, Any], spent: Spent, sec
         "seconds": seconds,
         "libraries": library_versions(),
         "meta": meta,
-        "spent": {"cpu_seconds": spent.cpu_seconds, "joules": spent.joules},
+        "spent": asdict(spent),
         "files": {str(p.relative_to(folder)): sha256_file(p) for p in kept},
     }
     write_atomic(folder / DONE, json.dumps(described, indent=1).encode())
@@ -206,8 +220,7 @@ def _spent_before(folder: Path) -> Spent:
 
 
 def _write_spent(folder: Path, spent: Spent) -> None:
-    data = {"cpu_seconds": spent.cpu_seconds, "joules": spent.joules}
-    write_atomic(folder / SPENT, json.dumps(data).encode())
+    write_atomic(folder / SPENT, json.dumps(asdict(spent)).encode())
 
 
 def _plain(gate: Gate) -> dict[str, Any]:

@@ -46,14 +46,15 @@ class Gate:
 
 @dataclass(frozen=True)
 class Spent:
-    """What making an artifact cost; joules are None where unmeasured."""
+    """What making an artifact cost; joules are None where unmeasured, even in part, and `unmeasured` says why."""
 
     cpu_seconds: float = 0.0
     joules: float | None = None
+    unmeasured: str | None = None
 
     def __add__(self, other: Spent) -> Spent:
         both = None if self.joules is None or other.joules is None else self.joules + other.joules
-        return Spent(self.cpu_seconds + other.cpu_seconds, both)
+        return Spent(self.cpu_seconds + other.cpu_seconds, both, self.unmeasured or other.unmeasured)
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ import yaml
 from compile.report import plots
 from compile.report.document import Block, Bullets, Document, Folded, Heading, Table, Text
 from compile.report.figures import (
+    Judged,
     PassCost,
     baseline,
     cheapest_keeping,
     compact,
     in_joules,
+    judged,
     pass_costs,
     size_bytes,
     ways,
 )
-from compile.report.predictions import Setting, comparable, held_out, indicator, judged
+from compile.report.predictions import Setting, comparable, held_out, indicator, judged_fits
 from models.manifest import Estimate, Evidence, Manifest, OperatingPoint, Variant
 
 _KEPT_SHARES = (0.99, 0.95, 0.90)
@@ -158,7 +160,8 @@ def _points(manifest: Manifest) -> Iterator[Block]:
 
 
 def _evidence(manifest: Manifest) -> Iterator[Block]:
-    named = [(variant, variant.evidence) for variant in manifest.variants]
+    every = judged(manifest)
+    named = [(one, one.evidence) for one in every]
     lines: list[tuple[str, list[str]]] = [
         (f"{manifest.accuracy_name} (at least)", [f"{e.accuracy:.4f} ({e.accuracy_lower:.4f})" for _, e in named]),
         ("Matthews correlation", [_estimate(e.matthews) for _, e in named]),
@@ -180,7 +183,7 @@ def _evidence(manifest: Manifest) -> Iterator[Block]:
     ]
     rows = tuple((name, *cells) for name, cells in lines if any(cell != NONE for cell in cells))
     yield Heading("Evidence of each variant")
-    yield Table(("", *(v.name for v, _ in named)), rows)
+    yield Table(("", *(_column(one) for one in every)), rows)
     yield Bullets((
         *((_ABOUT_R2,) if manifest.regression else ()),
         "In brackets after a correlation, F1 or error: its 95% bootstrap interval over the test texts.",
@@ -189,31 +192,37 @@ def _evidence(manifest: Manifest) -> Iterator[Block]:
         "against serving the fp32 teacher.",
         *(f"{v.name}: kept in fp32: {', '.join(v.notes['fp32_products'])}."
           for v in manifest.variants if v.notes.get("fp32_products")),
+        *(f"{one.name}: compile joules are not known: {one.unmeasured}." for one in every if one.unmeasured),
         f"Graph forms probed, CPU-s/1k of a 2-layer slice: {_forms(manifest.variants[0])}.",
     ))  # fmt: skip
 
 
 def _times(manifest: Manifest) -> Iterator[Block]:
-    timed = [variant for variant in manifest.variants if variant.evidence.latency]
-    if not timed:
+    timed = [one for one in judged(manifest) if one.evidence.latency]
+    served = [one for one in timed if not one.left_out]
+    if not served:
         return
-    most_rows = max(cell.rows for variant in timed for cell in variant.evidence.latency)
+    most_rows = max(cell.rows for one in served for cell in one.evidence.latency)
     rows_plotted = min(_ROWS_PLOTTED, most_rows)
     series = [
-        (v.name, [(c.tokens, c.cpu_ms_per_text) for c in v.evidence.latency if c.rows == rows_plotted]) for v in timed
+        (v.name, [(c.tokens, c.cpu_ms_per_text) for c in v.evidence.latency if c.rows == rows_plotted]) for v in served
     ]
     yield Heading("CPU time by batch and length")
     yield plots.time_by_length([(name, cells) for name, cells in series if cells], rows_plotted)
     yield Folded("Every batch shape: CPU milliseconds a text", _shape_table(timed))
 
 
-def _shape_table(variants: Sequence[Variant]) -> Table:
+def _column(of: Judged) -> str:
+    return f"{of.name} (left out)" if of.left_out else of.name
+
+
+def _shape_table(variants: Sequence[Judged]) -> Table:
     shapes = sorted({(cell.rows, cell.tokens) for v in variants for cell in v.evidence.latency})
     times = {(v.name, c.rows, c.tokens): c.cpu_ms_per_text for v in variants for c in v.evidence.latency}
     rows = [
         (str(r), str(t), *(_shown(times.get((v.name, r, t)), ".3f") for v in variants)) for r, t in shapes
     ]  # fmt: skip
-    return Table(("rows", "tokens", *(v.name for v in variants)), tuple(rows), words=0)
+    return Table(("rows", "tokens", *(_column(v) for v in variants)), tuple(rows), words=0)
 
 
 def _costs(manifest: Manifest) -> Iterator[Block]:
@@ -238,7 +247,9 @@ def _costs(manifest: Manifest) -> Iterator[Block]:
         for c in costs
     )
     yield Table(("pass", "runs", "CPU-s", "J", "share"), rows)
-    yield Text("Work that several variants share counts once; a pass that missed its gate is not in it.")
+    text = "Work that several variants share counts once; what was spent on candidates that were left out is in it."
+    why = sorted({str(p["unmeasured"]) for c in manifest.candidates for p in c.get("passes", ()) if "unmeasured" in p})
+    yield Text(" ".join([text, *(f"Joules that are not known: {reason}." for reason in why)]))
 
 
 def _amount(cost: PassCost, in_joules: bool) -> float:
@@ -298,7 +309,7 @@ def _predictor(manifest: Manifest, peers: Sequence[Manifest]) -> Iterator[Block]
     groups = comparable(peers)
     wanted = {(manifest.target_cpu.model, v.evidence.energy_source) for v in manifest.variants}
     near = {setting: rows for setting, rows in groups.items() if (setting.cpu, setting.energy_source) in wanted}
-    fitted = judged(near)
+    fitted = judged_fits(near)
     yield Heading("Joules predicted from MACs and parameters")
     if not fitted:
         yield Text("Too few comparable variants in the store (same CPU, energy source and precision).")

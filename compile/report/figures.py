@@ -13,6 +13,8 @@ from models.manifest import Evidence, Manifest, OperatingPoint, Variant
 
 Kind = Literal["variant", "cascade", "reference"]
 _ROUNDING = 1e-9
+UNMEASURED = "compile_joules_unknown"
+"""Name, among a variant's notes, of why the joules of compiling it are not known."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,34 @@ class PassCost:
     runs: int
     cpu_seconds: float
     joules: float | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A variant, or a candidate that missed a gate, with its evidence."""
+
+    name: str
+    left_out: bool
+    layers: int
+    precision: str
+    graph_form: str
+    evidence: Evidence
+    unmeasured: str | None
+    """Why the joules of compiling it are not known."""
+
+
+def judged(manifest: Manifest) -> list[Judged]:
+    """All that has evidence, variants first. Versions of earlier releases have none of what was left out."""
+    made = [
+        Judged(v.name, False, v.layers, v.precision, v.graph_form, v.evidence, v.notes.get(UNMEASURED))
+        for v in manifest.variants
+    ]
+    for c in manifest.candidates:
+        if "evidence" in c:
+            shape = (c["layers"], c["precision"], c["graph_form"])
+            evidence = Evidence.model_validate(c["evidence"])
+            made.append(Judged(c["name"], True, *shape, evidence, c.get(UNMEASURED)))
+    return made
 
 
 def baseline(manifest: Manifest) -> Variant:
@@ -110,19 +140,20 @@ def figures(manifest: Manifest) -> dict[str, Any]:
         "dataset_sha256": manifest.dataset_sha256,
         "data_notes": manifest.recipe.get("data_notes", []),
         "libraries": manifest.libraries,
-        "variants": {v.name: _variant_figures(v) for v in manifest.variants},
+        "variants": {one.name: _evidence_figures(one) for one in judged(manifest) if not one.left_out},
         "points": [point.model_dump(mode="json", exclude_none=True) for point in manifest.points],
         "failed": {c["name"]: c["reason"] for c in manifest.candidates if "reason" in c and c.get("kind") != "cascade"},
+        "failed_evidence": {one.name: _evidence_figures(one) for one in judged(manifest) if one.left_out},
     }
 
 
-def _variant_figures(variant: Variant) -> dict[str, Any]:
+def _evidence_figures(of: Judged) -> dict[str, Any]:
     return {
-        "layers": variant.layers,
-        "precision": variant.precision,
-        "graph_form": variant.graph_form,
-        **variant.evidence.model_dump(mode="json", exclude={"latency"}),
-        "macs_per_parameter": variant.evidence.macs_per_parameter,
+        "layers": of.layers,
+        "precision": of.precision,
+        "graph_form": of.graph_form,
+        **of.evidence.model_dump(mode="json", exclude={"latency"}),
+        "macs_per_parameter": of.evidence.macs_per_parameter,
     }
 
 

@@ -56,7 +56,7 @@ def comparable(of: Sequence[Manifest]) -> dict[Setting, list[Measured]]:
     return dict(sorted(groups.items()))
 
 
-def judged(groups: Mapping[Setting, Sequence[Measured]]) -> dict[Setting, Fitted]:
+def judged_fits(groups: Mapping[Setting, Sequence[Measured]]) -> dict[Setting, Fitted]:
     """A predictor with its errors for every group that is large enough."""
     made = {setting: fit_and_judge(rows) for setting, rows in groups.items()}
     return {setting: fitted for setting, fitted in made.items() if fitted is not None}

@@ -190,6 +190,24 @@ def test_shared_work_counts_once_among_the_passes() -> None:
     assert pass_costs(make(candidates=unmeasured))[0].joules is None
 
 
+def test_the_report_shows_the_evidence_of_what_was_left_out_and_why_joules_are_not_known() -> None:
+    pytest.importorskip("matplotlib")
+    evidence = _evidence("near", 0.80, 1.5, compile_joules=None, energy_relative_uncertainty=None)
+    kept = {name: value for name, value in evidence.items() if value is not None}
+    near = {
+        "name": "near", "published": False, "reason": "near: pass 'evaluate' misses its gate", "layers": 3,
+        "precision": "int8", "graph_form": "mha", "evidence": kept, "compile_joules_unknown": "work on a GPU",
+        "passes": [{**_pass("distil", "d1", 9.0), "joules": None, "unmeasured": "work on a GPU"}],
+    }  # fmt: skip
+    manifest = make(candidates=[near])
+    markdown = to_markdown(build(manifest, "v", [manifest]))
+    assert "|  | fp32 | full | lite | nano | near (left out) |" in markdown
+    assert "0.8000 (0.7900) |" in markdown
+    assert "near: compile joules are not known: work on a GPU." in markdown
+    assert "Joules that are not known: work on a GPU." in markdown
+    assert figures(manifest)["failed_evidence"]["near"]["accuracy"] == 0.80
+
+
 def test_the_front_leaves_out_what_another_way_beats_and_the_teacher() -> None:
     ways = [
         Way("teacher", "reference", 0.99, 0.98, 0.1), Way("good", "variant", 0.95, 0.9, 4.0),

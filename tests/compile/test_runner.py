@@ -81,7 +81,49 @@ def test_a_failed_gate_names_the_miss_and_caches_nothing(tmp_path: Path) -> None
         with pytest.raises(GateFailed, match=r"lite: pass 'count'.*measured 0\.25, must be >= 0\.5"):
             runner.run("lite", low, {})
     assert low.calls == 2
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not list((tmp_path / "cache").glob("*/done.json"))
+
+
+def test_a_failed_gate_hands_over_what_was_made_and_what_that_cost(tmp_path: Path) -> None:
+    with pytest.raises(GateFailed) as failed:
+        Runner(tmp_path, CONTEXT).run("lite", Count(measured=0.25), {})
+    made = failed.value.made
+    assert made is not None
+    assert (made.path / "number").read_text() == "1"
+    assert (made.meta["number"], made.meta["gates"][0]["measured"]) == (1, 0.25)
+    assert made.spent.cpu_seconds > 0
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_joules_of_work_on_a_gpu_are_unknown_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+    from compile.device import best_device
+
+    class Trains(Count):
+        def call(self, inputs: Any, out: Path, context: Any) -> dict[str, Any]:
+            if not (out / "checkpoint").exists():
+                best_device()
+                (out / "checkpoint").touch()
+                if killed:
+                    context.note_spent()
+                    raise KeyboardInterrupt
+            return super().call(inputs, out, context)
+
+    runner = Runner(tmp_path, CONTEXT)
+    assert runner.run("a", Count(2), {}).spent.joules is not None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run("a", Trains(), {})
+    for _ in ("made", "found again"):
+        spent = runner.run("a", Trains(), {}).spent
+        assert spent.joules is None
+        assert spent.unmeasured is not None
+        assert "GPU" in spent.unmeasured
+        assert (spent + Spent(1.0, 2.0)).unmeasured == spent.unmeasured
+    assert runner.run("a", Count(3), {}).spent.joules is not None
 
 
 def test_a_figure_that_is_not_a_number_never_meets_a_gate() -> None:
