@@ -22,16 +22,18 @@ COMMAND_TIMEOUT_S = 10.0
 LOAD_TOLERANCE = 0.1
 _SAMPLE_SECONDS = 1.0
 _STOP_SECONDS = 5.0
-# Busy for its share of every 20 ms, by its own CPU clock.
+# Owes CPU time for each moment that passed and pays it every 20 ms: a late wake-up is made up for, and so is another
+# program's turn, but for what is more than half a second behind.
 _BURN = """
 import sys, time
 share = float(sys.argv[1])
+began, paid = time.monotonic(), time.process_time()
 while True:
-    began = time.monotonic()
-    spent = time.process_time()
-    while time.process_time() - spent < share * 0.02:
+    owed = paid + share * (time.monotonic() - began)
+    paid += max(0.0, owed - time.process_time() - 0.5)
+    while time.process_time() < owed:
         pass
-    time.sleep(max(0.0, 0.02 - (time.monotonic() - began)))
+    time.sleep(0.02)
 """
 
 Say = Callable[[str], None]
