@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 
 
 from compile.bases import find_base  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
-from compile.errors import RequirementFailed  # noqa: E402
+from compile.errors import RequirementFailed, StorageError  # noqa: E402
 from compile.model import Classifier, from_base, load  # noqa: E402
 from compile.passes.base import Artifact, Context  # noqa: E402
 from compile.passes.distil import Distil  # noqa: E402
@@ -195,7 +195,7 @@ def test_no_room_on_the_disk_is_refused_with_the_remedy(
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
-    with pytest.raises(RequirementFailed, match=r"hidden_weight, relation_weight: .* Remedy: "):
+    with pytest.raises(StorageError, match=r"token vectors take .* Remedy: .*hidden_weight and relation_weight"):
         school.teach(tmp_path, hidden_weight=1.0)
 
 

@@ -137,14 +137,18 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
             ":8001": f":{grpc_port}",
             "0001-d9c9bd75d440": str(store.current("support-intents")),
         }
+        scraping = None
         if shutil.which("prometheus"):
             target = served.metrics_url.removeprefix("http://")
-            places[":9090"] = f":{stack.enter_context(prometheus(folder / 'prometheus', target)).rsplit(':', 1)[1]}"
+            scraping = stack.enter_context(prometheus(folder / "prometheus", target))
+            places[":9090"] = f":{scraping.rsplit(':', 1)[1]}"
         (work / "var").mkdir(parents=True)
         (work / ".curlrc").write_text("fail-with-body\n")  # an answer that is an error fails the command
         for name in ("models", "loadtest", "server", "docs"):
             (work / name).symlink_to(ROOT / name)
         _wait_for_the_meter(f"{served.metrics_url}/metrics")
+        if scraping is not None:
+            _wait_for_two_scrapes(scraping)
         yield environment, work, places
 
 
@@ -153,6 +157,15 @@ def _wait_for_the_meter(url: str) -> None:
     deadline = time.monotonic() + 30
     while "jouleserve_energy_joules_total{" not in httpx.get(url).text:
         assert time.monotonic() < deadline, "the meter gave no reading"
+        time.sleep(0.2)
+
+
+def _wait_for_two_scrapes(url: str) -> None:
+    """What grew in an hour is known from the second scrape on that saw it grow."""
+    deadline = time.monotonic() + 60
+    query = {"query": "sum(increase(jouleserve_energy_joules_total[1h])) > 0"}
+    while not httpx.get(f"{url}/api/v1/query", params=query).json()["data"]["result"]:
+        assert time.monotonic() < deadline, "Prometheus saw no joules"
         time.sleep(0.2)
 
 

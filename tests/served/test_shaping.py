@@ -1,9 +1,13 @@
-"""Shaping in a running server: what a bad feed does to requests, and strict requests while replicas die."""
+"""Shaping in a running server: what a bad feed does to requests, and strict requests while replicas die.
+
+`JOULESERVE_STRICT_REQUESTS=100000 pytest tests/served/test_shaping.py -k strict` is the full run of the latter.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -26,6 +30,9 @@ pytestmark = pytest.mark.served
 
 WAIT_S = 40.0
 KILLS = 2
+REQUESTS = int(os.environ.get("JOULESERVE_STRICT_REQUESTS", "0"))
+"""So many requests at least; the kills go on until then."""
+CLIENTS = 8 if REQUESTS else 1
 
 
 class Feed:
@@ -96,32 +103,35 @@ class _Live(Stub):
 
 
 class Asking:
-    """Asks all the time in a thread, in all classes in turn, until it is told to stop."""
+    """Asks all the time in threads, in all classes in turn, until it is told to stop."""
 
-    def __init__(self, served: Served, *, tries: int) -> None:
+    def __init__(self, served: Served, *, tries: int, clients: int = 1) -> None:
         self.replies: list[tuple[str, int, str]] = []
         self._served, self._tries = served, tries
         self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(begin, clients), daemon=True) for begin in range(clients)
+        ]
 
     def __enter__(self) -> Asking:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(30)
+        for thread in self._threads:
+            thread.join(30)
 
-    def _run(self) -> None:
+    def _run(self, number: int, step: int) -> None:
         with httpx.Client(timeout=15) as client:
-            number = 0
             while not self._stop.is_set():
-                number += 1
+                number += step
                 quality = ("strict", "standard", "eco")[number % 3]
                 # Every other text has been asked before, in some class, and comes from the cache.
                 text = f"card w{number % 40}" if number % 2 else f"card {number}"
                 self.replies.append((quality, *self._ask(client, text, quality)))
-                time.sleep(0.01)
+                time.sleep(0.01 if step == 1 else 0)
 
     def _ask(self, client: httpx.Client, text: str, quality: str) -> tuple[int, str]:
         for _ in range(self._tries):
@@ -231,8 +241,12 @@ def test_strict_is_never_degraded_while_replicas_die_and_start(tmp_path: Path, s
         "shaping.min_dwell_s": 0,
         "energy.source": "estimated",
     }
-    with serve(tmp_path, settings) as served, Asking(served, tries=60) as asking:
-        for _ in range(KILLS):
+    versions = itertools.cycle([store.current("tiny"), publish_tiny_family(store, scale=2.0).name])
+    with serve(tmp_path, settings) as served, Asking(served, tries=60, clients=CLIENTS) as asking:
+        for kills in itertools.count():
+            if kills >= KILLS and len(asking.replies) >= REQUESTS:
+                break
+            store.set_current("tiny", next(versions))
             pid = pid_of(served)
             until_points(asking, {"full", "lite"})
             os.kill(pid, signal.SIGKILL)
