@@ -1,6 +1,6 @@
 """Shaping in a running server: what a bad feed does to requests, and strict requests while replicas die.
 
-`JOULESERVE_STRICT_REQUESTS=100000 pytest tests/served/test_shaping.py -k strict` is the full run of the latter.
+`STRICT_REQUESTS=100000 pytest tests/served/test_shaping.py -k strict` is the full run of the latter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.served
 
 WAIT_S = 40.0
 KILLS = 2
-REQUESTS = int(os.environ.get("JOULESERVE_STRICT_REQUESTS", "0"))
+REQUESTS = int(os.environ.get("STRICT_REQUESTS", "0"))
 """So many requests at least; the kills go on until then."""
 CLIENTS = 8 if REQUESTS else 1
 

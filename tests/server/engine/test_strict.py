@@ -1,6 +1,6 @@
 """Strict is never degraded: mixed requests with the cache on, through switches, divided dials, spikes and new versions.
 
-`JOULESERVE_STRICT_REQUESTS=100000 pytest tests/server/engine/test_strict.py` is the full run. Replicas that are killed
+`STRICT_REQUESTS=100000 pytest tests/server/engine/test_strict.py` is the full run. Replicas that are killed
 under load are in `tests/served/test_shaping.py`.
 """
 
@@ -21,7 +21,7 @@ from server.shaping.sides import Split
 from tests.support.engines import RecordingUsage, running
 from tests.support.tiny_family import LABELS
 
-REQUESTS = int(os.environ.get("JOULESERVE_STRICT_REQUESTS", "10000"))
+REQUESTS = int(os.environ.get("STRICT_REQUESTS", "10000"))
 CLIENTS = 32
 TEXTS = 400
 TURN_EVERY = 97
