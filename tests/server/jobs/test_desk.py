@@ -35,6 +35,13 @@ async def idle(desk: JobDesk) -> bool:
     return await desk.take(0.05) is None
 
 
+async def leased(desk: JobDesk) -> Lease:
+    """The next texts to compute, of which there are some."""
+    lease = await desk.take(5)
+    assert lease is not None
+    return lease
+
+
 async def test_a_job_waits_for_the_cleanest_hour_before_its_deadline_and_tells_when_that_is(tmp_path: Path) -> None:
     grid = TurnedGrid(CLEAN_AT_3)
     async with desk_of(tmp_path, grid) as desk:
@@ -100,11 +107,9 @@ async def test_a_lease_that_is_given_back_is_leased_again_and_one_given_twice_co
     grid = TurnedGrid([100.0] * 8)
     async with desk_of(tmp_path, grid) as desk:
         job, _ = await desk.submit(wanted(4, 6, grid))
-        lease = await desk.take(5)
-        assert lease is not None
+        lease = await leased(desk)
         await desk.give_back(lease.id)
-        again = await desk.take(5)
-        assert again is not None
+        again = await leased(desk)
         assert again.texts == lease.texts
         await desk.give(again.id, again.job, computed(again), 1.0)
         await desk.give(again.id, again.job, computed(again), 1.0)
@@ -173,8 +178,7 @@ async def test_a_cancelled_job_is_computed_no_further_and_what_comes_of_its_leas
     grid = TurnedGrid([100.0] * 8)
     async with desk_of(tmp_path, grid) as desk:
         job, _ = await desk.submit(wanted(40, 6, grid))
-        lease = await desk.take(5)
-        assert lease is not None
+        lease = await leased(desk)
         cancelled = await desk.cancel("", job["id"])
         assert cancelled["state"] == "cancelled"
         await desk.give(lease.id, lease.job, computed(lease), 1.0)
@@ -317,11 +321,9 @@ async def test_what_is_missing_of_a_lease_is_leased_again(tmp_path: Path) -> Non
     grid = TurnedGrid([100.0] * 8)
     async with desk_of(tmp_path, grid) as desk:
         job, _ = await desk.submit(wanted(6, 6, grid))
-        lease = await desk.take(5)
-        assert lease is not None
+        lease = await leased(desk)
         await desk.give(lease.id, lease.job, computed(lease)[:2], 1.0)
-        again = await desk.take(5)
-        assert again is not None
+        again = await leased(desk)
         assert again.texts == lease.texts[2:]
         await desk.give(again.id, again.job, computed(again), 1.0)
         assert (await desk.show("", job["id"]))["texts_done"] == 6
@@ -332,8 +334,7 @@ async def test_what_comes_after_its_lease_was_lost_is_kept_and_not_computed_agai
     ahead_s = [0.0]
     async with desk_of(tmp_path, grid, clock=lambda: time.monotonic() + ahead_s[0]) as desk:
         job, _ = await desk.submit(wanted(20, 6, grid))
-        lost = await desk.take(5)
-        assert lost is not None
+        lost = await leased(desk)
         ahead_s[0] = LEASE_TIMEOUT_S + 1
         await desk._tidy()
         await desk.give(lost.id, lost.job, computed(lost), 1.0)
@@ -348,11 +349,9 @@ async def test_what_was_computed_twice_because_its_lease_was_lost_counts_once(tm
     grid = TurnedGrid([100.0] * 8)
     async with desk_of(tmp_path, grid) as desk:
         job, _ = await desk.submit(wanted(4, 6, grid))
-        lost = await desk.take(5)
-        assert lost is not None
+        lost = await leased(desk)
         await desk.give_back(lost.id)
-        again = await desk.take(5)
-        assert again is not None
+        again = await leased(desk)
         await desk.give(lost.id, lost.job, computed(lost)[:3], 1.5)
         await desk.give(again.id, again.job, computed(again), 4.0)
         done = await desk.show("", job["id"])
@@ -364,13 +363,11 @@ async def test_a_lease_of_the_run_before_is_kept_by_the_next_for_its_own_job(tmp
     grid = TurnedGrid([100.0] * 8)
     async with desk_of(tmp_path, grid) as desk:
         first, _ = await desk.submit(wanted(4, 6, grid))
-        before = await desk.take(5)
-        assert before is not None
+        before = await leased(desk)
     async with desk_of(tmp_path, grid, runs=False) as desk:
         second, _ = await desk.submit(wanted(["w1", "w2", "w3", "w4"], 1, grid))
         desk._plan()
-        now = await desk.take(5)
-        assert now is not None
+        now = await leased(desk)
         assert now.job == second["id"]
         await desk.give(before.id, before.job, computed(before), 1.0)
         assert (await desk.show("", first["id"]))["state"] == "done"
@@ -394,8 +391,7 @@ async def test_what_the_file_failed_to_keep_is_leased_again(tmp_path: Path) -> N
     grid = TurnedGrid([100.0] * 8)
     async with desk_of(tmp_path, grid) as desk:
         job, _ = await desk.submit(wanted(4, 6, grid))
-        lease = await desk.take(5)
-        assert lease is not None
+        lease = await leased(desk)
         with failing(desk), pytest.raises(sqlite3.OperationalError):
             await desk.give(lease.id, lease.job, computed(lease), 1.0)
         assert (await desk.show("", job["id"]))["state"] == "waiting"
