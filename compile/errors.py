@@ -7,10 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from compile.passes.base import Artifact
+from compile.artifact import Artifact
 
 
 class CompileError(Exception):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from compile.model import Classifier
+from compile.model import Classifier
+from compile.surgery import weight_of
 
 
 class Factored(nn.Module):
@@ -63,7 +62,5 @@ def shape_factors(model: Classifier, ranks: Mapping[str, int]) -> None:
 
 def weight_shape(projection: nn.Module) -> tuple[int, int]:
     """(outputs, inputs) of a Linear, a Conv1D or a factored projection."""
-    from compile.surgery import weight_of
-
     outputs, inputs = weight_of(projection).shape
     return int(outputs), int(inputs)

@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from compile.artifact import Artifact, Spent
 from compile.errors import CompileError, FloorError, GateFailed, RequirementFailed
 from compile.measure.cpu import this_cpu
 from compile.passes.answer import Answer
 from compile.passes.average import Average
-from compile.passes.base import Artifact, Inputs, Pass, Spent
+from compile.passes.base import Inputs, Pass
 from compile.passes.calibrate import Calibrate, calibrate_inputs
 from compile.passes.distil import Distil
 from compile.passes.drop_layers import DropLayers

@@ -5,34 +5,29 @@ Torch is imported only when there is work to do, so that a recipe that is in the
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compile.artifact import Artifact
 from compile.bases import Base, find_base
 from compile.data.dataset import Dataset
 from compile.data.loader import load_dataset
 from compile.errors import RecipeError, StorageError, storage_error
 from compile.families import family_of
 from compile.measure.cpu import this_cpu
-from compile.passes.base import Artifact, Context
-from compile.passes.versions import VERSIONS
+from compile.passes.base import Context
 from compile.recipe import Recipe
+from compile.run_key import RUN_KEY, run_key
 from compile.runner import Reporter, Runner, Silent, exclusive
 from compile.shifting import Shift
-from compile.versions import library_versions
 from models.manifest import TargetCpu
 from models.store import NotFound, Store, StoreError, Version
 
 if TYPE_CHECKING:
     from compile.line import Line
 
-LINE_VERSION = 2
-"""Raise it when the same recipe must be published again although its passes kept their versions."""
-RUN_KEY = "run_sha256"
 STAGING = "staging"
 """Folder of the work folder where a version is put together."""
 
@@ -47,24 +42,6 @@ class Result:
     report: Path
     report_failed: str | None = None
     """Why the report could not be written, where that is so; the version is published all the same."""
-
-
-def run_key(recipe: Recipe, dataset_digest: str, base: Base, cpu: TargetCpu) -> str:
-    """Digest of what decides a run's outcome: recipe, data, base weights, the CPU compiled for, library versions."""
-    settings = recipe.model_dump(mode="json")
-    # The rows decide, not where they lie.
-    settings["data"].pop("source")
-    settings.pop("base")
-    described = {
-        "settings": settings,
-        "data": dataset_digest,
-        "base": base.digest,
-        "cpu": cpu.model_dump(mode="json"),
-        "line": LINE_VERSION,
-        "passes": dict(VERSIONS),
-        "libraries": library_versions(),
-    }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def compile_recipe(

@@ -12,13 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from compile.artifact import Artifact, Spent
 from compile.line import Candidate, Outcome
-from compile.passes.base import Artifact, Context, Spent
+from compile.passes.base import Context
 from compile.passes.export import FILE
-from compile.pipeline import RUN_KEY
 from compile.points import cascade_candidates, choose_points
 from compile.recipe import REFERENCE, Recipe
 from compile.report.figures import UNMEASURED
+from compile.run_key import RUN_KEY
 from compile.text import load_tokenizer
 from compile.versions import library_versions
 from models.manifest import (

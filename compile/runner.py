@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from compile.artifact import Artifact, Spent
 from compile.device import GpuUse, gpu_use
 from compile.errors import Busy, GateFailed, Miss
-from compile.passes.base import Artifact, Context, Gate, Inputs, Pass, Spent
+from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.versions import library_versions
-from energy.meter import Span, measure_process
+from energy.span import Span, measure_process
 from models.store import sha256_file, write_atomic
 
 DONE, SPENT = "done.json", "spent.json"
@@ -162,7 +163,7 @@ class _Clock:
 
     def so_far(self) -> Spent:
         """Cost up to now; joules by the estimated model, since a span is final only at its end."""
-        from energy.meter import dynamic_joules_per_cpu_second
+        from energy.span import dynamic_joules_per_cpu_second
 
         cpu_seconds = time.process_time() - self._began
         joules = cpu_seconds * dynamic_joules_per_cpu_second()

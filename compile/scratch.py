@@ -11,9 +11,10 @@ from safetensors.torch import save
 from tokenizers import Tokenizer
 
 from compile.bases import CONFIG, TOKENIZER, WEIGHTS, Base
+from compile.checkpoint import load_config
 from compile.errors import BaseError
 from compile.families import family_of
-from compile.model import Classifier, load_config
+from compile.model import Classifier
 from compile.soundness import check_tokenizer, covers
 from models.store import write_atomic
 

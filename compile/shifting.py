@@ -28,7 +28,7 @@ from energy.grid.replay import ReplayProvider
 from energy.grid.signal import format_utc, parse_utc
 from energy.grid.windows import Work as Waiting
 from energy.grid.windows import plan
-from energy.meter import Span, measure_process
+from energy.span import Span, measure_process
 from models.store import write_atomic
 
 UNSEEN_PASS_S = 600.0

@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from compile.families.table import Projection, present
-
-if TYPE_CHECKING:
-    from compile.model import Classifier
+from compile.model import Classifier
 
 Kept = Sequence[Sequence[int]]
 """Per layer the rising indices of what stays."""

@@ -21,17 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain, EnergySource, Reading
-from energy.span import Span, dynamic_joules_per_cpu_second, measure_process
-
-__all__ = [
-    "Delta",
-    "Meter",
-    "Missing",
-    "Span",
-    "Tick",
-    "dynamic_joules_per_cpu_second",
-    "measure_process",
-]
 
 # Counters are refreshed up to 100 ms apart, so a short tick may hold the energy of a longer time.
 _REFRESH_NS = 250_000_000

@@ -15,15 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from energy.coefficients import CpuCoefficients, load_coefficients
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND
+from energy.meter import Meter
 from energy.procfs import parse_process_times, read_cpu_model
-
-if TYPE_CHECKING:
-    from energy.meter import Meter
-    from energy.sources import Selection
+from energy.sources import Selection, select_sources
 
 # Often enough for any RAPL counter: the smallest ranges last minutes at full power.
 _KEEP_UP_SECONDS = 20.0
@@ -162,10 +159,6 @@ class Machine:
 @cache
 def this_machine() -> Machine:
     """The machine this process runs on, opened once."""
-    # Imported here because `energy.meter` hands this module's names on.
-    from energy.meter import Meter
-    from energy.sources import select_sources
-
     selection = select_sources()
     meter = None if selection.estimated else Meter((selection.cpu_source,))
     return Machine(selection, load_coefficients().for_cpu(read_cpu_model()), meter)

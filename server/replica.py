@@ -14,7 +14,8 @@ import structlog
 
 from models.store import Store, StoreError, Version
 from server.admin import Admin
-from server.api.app import App, JobsIntake, Replies
+from server.api.app import App
+from server.api.replies import JobsIntake, Replies
 from server.config_problems import SettingsError
 from server.console.data import console_data
 from server.engine.batching import BatchLimits

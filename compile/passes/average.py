@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from compile.checkpoint import load, save
 from compile.measure.accuracy import torch_outputs
-from compile.model import load
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.versions import VERSIONS
 from compile.training import better_than_constant, quality
@@ -46,7 +46,7 @@ class Average(Pass):
             for name, tensor in states[-1].items()
         }
         model.load_state_dict(mean)
-        model.save(out)
+        save(model, out)
         found = quality(torch_outputs(model, context.validation, context.pad)[0], context.dataset.validation.labels)
         return {"stages": len(stages), "layers": model.layer_count, **found}
 

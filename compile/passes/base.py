@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from compile.artifact import Artifact
 from compile.bases import Base
 from compile.data.dataset import Dataset
 from compile.families import family_of
@@ -42,31 +43,6 @@ class Gate:
         sign = "<=" if self.at_most else ">="
         tail = f" ({self.detail})" if self.detail else ""
         return f"{self.name} {self.measured:.6g}, must be {sign} {self.limit:.6g}{tail}"
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What making an artifact cost; joules are None where unmeasured, even in part, and `unmeasured` says why."""
-
-    cpu_seconds: float = 0.0
-    joules: float | None = None
-    unmeasured: str | None = None
-
-    def __add__(self, other: Spent) -> Spent:
-        both = None if self.joules is None or other.joules is None else self.joules + other.joules
-        return Spent(self.cpu_seconds + other.cpu_seconds, both, self.unmeasured or other.unmeasured)
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """What a pass made: a folder, the key it is cached under, and what is known about it."""
-
-    pass_name: str
-    label: str
-    key: str
-    path: Path
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)
 
 
 Inputs = Mapping[str, Artifact]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compile.artifact import Artifact
 from compile.bootstrap import Flags, relative_accuracy_lower
 from compile.cascade import (
     Answers,
@@ -26,7 +27,7 @@ from compile.errors import RequirementFailed
 from compile.graph.sessions import open_session
 from compile.measure.accuracy import graph_logits, wilson_lower
 from compile.measure.cpu import served_cpu_seconds
-from compile.passes.base import Artifact, Context, Gate, Inputs, Pass
+from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.evaluate import PREDICTIONS
 from compile.passes.export import FILE
 from compile.passes.versions import VERSIONS

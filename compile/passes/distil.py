@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compile.checkpoint import load, save
 from compile.divergence import evenly_spaced
 from compile.errors import RequirementFailed
 from compile.measure.accuracy import torch_outputs
-from compile.model import Classifier, load
+from compile.model import Classifier
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.teach import FILE
 from compile.passes.versions import VERSIONS
@@ -111,7 +112,7 @@ class Distil(Pass):
             model, model.head, context.train, context.pad, loss, schedule, out, context.progress, context.note_spent
         )
         scale.restore(model.head)
-        model.save(out)
+        save(model, out)
         for name in (CHECKPOINT, STATES):
             (out / name).unlink(missing_ok=True)
         found = quality(torch_outputs(model, context.validation, context.pad)[0], context.dataset.validation.labels)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from compile.checkpoint import load, save
 from compile.divergence import Candidate, candidates, divergence, evaluations
 from compile.errors import RequirementFailed
 from compile.measure.accuracy import torch_outputs
-from compile.model import Classifier, load
+from compile.model import Classifier
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.versions import VERSIONS
 from compile.specs.layers import DropLayersSpec
@@ -60,7 +61,7 @@ class DropLayers(Pass):
             tried = self._try(model, context)
             kept = min(tried, key=lambda one: one.divergence).layers
         model.keep_layers(kept)
-        model.save(out)
+        save(model, out)
         return {"layers": model.layer_count, "kept": list(kept), "candidates": [asdict(one) for one in tried]}
 
     def _try(self, model: Classifier, context: Context) -> list[Candidate]:

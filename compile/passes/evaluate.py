@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from compile.artifact import Artifact
 from compile.divergence import Floats, agreement
 from compile.graph.sessions import open_session
 from compile.judging import judge
 from compile.measure.accuracy import graph_logits
 from compile.measure.scores import scores
-from compile.passes.base import Artifact, Context, Gate, Inputs, Pass
+from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.export import FILE
 from compile.passes.versions import VERSIONS
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from compile.checkpoint import load
 from compile.errors import of_the_machine
 from compile.graph.forms import export_form
 from compile.graph.sessions import fresh_process_difference, open_session
 from compile.measure.size import macs, parameters
-from compile.model import Classifier, load
+from compile.model import Classifier
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.versions import VERSIONS
 from compile.text import Ints

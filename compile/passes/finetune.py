@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compile.checkpoint import from_base, load, save
 from compile.measure.accuracy import torch_outputs
-from compile.model import from_base, load
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.versions import VERSIONS
 from compile.specs.finetune import FinetuneSpec
@@ -62,7 +62,7 @@ class Finetune(Pass):
             model, model.head, context.train, context.pad, loss, schedule, out, context.progress, context.note_spent
         )
         scale.restore(model.head)
-        model.save(out)
+        save(model, out)
         (out / CHECKPOINT).unlink(missing_ok=True)
         found = quality(torch_outputs(model, context.validation, context.pad)[0], data.validation.labels)
         return {"losses": losses, "layers": model.layer_count, **found}

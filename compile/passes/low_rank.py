@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compile.checkpoint import load, save
 from compile.divergence import agreement
 from compile.factors import Factored, factored, put, weight_shape
 from compile.families.table import present
 from compile.graph.quantization import quantize_int8
 from compile.graph.sessions import open_session
 from compile.measure.accuracy import torch_outputs
-from compile.model import load
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.prune_units import training_sample
 from compile.passes.versions import VERSIONS
@@ -79,7 +79,7 @@ class LowRank(Pass):
                 rows.append({**row, "measured_cost_share": share, "used": used})
             replay.advance(at)
             context.progress((at + 1) / model.layer_count, f"layer {at + 1}/{model.layer_count}")
-        model.save(out)
+        save(model, out)
         after = torch_outputs(model, context.validation, context.pad)[0]
         return {"layers": model.layer_count, "projections": rows, "validation_agreement": agreement(before, after)}
 

@@ -12,7 +12,7 @@ from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.export import FILE
 from compile.passes.versions import VERSIONS
 from compile.recipe import MeasureSpec
-from energy.meter import measure_process
+from energy.span import measure_process
 
 _CELL_REPEATS = 2
 _PADDING_REPEATS = 7

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compile.checkpoint import load
 from compile.errors import of_the_machine
 from compile.graph.forms import export_form
 from compile.graph.quantization import quantize_int8
 from compile.graph.sessions import open_session
 from compile.measure.cpu import cheapest_width_cpu_seconds
-from compile.model import load
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.versions import VERSIONS
 

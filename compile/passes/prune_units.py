@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from compile.artifact import Artifact
+from compile.checkpoint import load, save
 from compile.errors import RequirementFailed
 from compile.knapsack import TooDear
 from compile.measure.cpu import served_cpu_seconds
 from compile.measure.widths import WidthTable
-from compile.model import Classifier, load
-from compile.passes.base import Artifact, Context, Gate, Inputs, Pass
+from compile.model import Classifier
+from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.export import sample_inputs
 from compile.passes.time_widths import Int8Export, int8_session, sample
 from compile.passes.versions import VERSIONS
@@ -75,7 +77,7 @@ class PruneUnits(Pass):
             kept = aim.choose(gate_gradients(model, texts, labels, context.pad, report), number / self.spec.rounds)
             heads, units = compose(heads, kept.heads), compose(units, kept.units)
             cut(model, kept.heads, kept.units)
-        model.save(out)
+        save(model, out)
         if table is not None:
             context.progress(1.0, "timing the pruned model")
         widths = widths_of(model)

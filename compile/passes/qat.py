@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compile.checkpoint import load, save
 from compile.divergence import agreement
 from compile.measure.accuracy import Floats, torch_outputs
-from compile.model import Classifier, load
+from compile.model import Classifier
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.teach import FILE
 from compile.passes.versions import VERSIONS
@@ -53,7 +54,7 @@ class Qat(Pass):
         with rounded(model):
             losses = self._train(model, inputs, out, context)
         scale.restore(model.head)
-        model.save(out)
+        save(model, out)
         (out / CHECKPOINT).unlink(missing_ok=True)
         exact, coarse = self._both(model, context)
         return {

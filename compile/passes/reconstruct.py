@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compile.checkpoint import load, save
 from compile.divergence import divergence
 from compile.errors import RequirementFailed
 from compile.measure.accuracy import torch_outputs
-from compile.model import Classifier, load
+from compile.model import Classifier
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.prune_units import training_sample
 from compile.passes.versions import VERSIONS
@@ -70,7 +71,7 @@ class Reconstruct(Pass):
             after = drift(model)
             if after <= limit:
                 break
-        model.save(out)
+        save(model, out)
         return {"layers": model.layer_count, "divergence_before": before, "divergence_after": after, "fits": layers}
 
     def _limit(self, before: float) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from compile.checkpoint import load
 from compile.measure.accuracy import torch_outputs
-from compile.model import load
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.versions import VERSIONS
 

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compile.checkpoint import load as load_model
 from compile.graph.forms import export_form
 from compile.graph.quantization import quantize_int8
 from compile.graph.sessions import open_session
 from compile.measure.cpu import served_cpu_seconds
 from compile.measure.widths import WidthTable, measured_counts, table_of
 from compile.model import Classifier
-from compile.model import load as load_model
 from compile.passes.base import Context, Gate, Inputs, Pass
 from compile.passes.versions import VERSIONS
 from compile.surgery import Widths, cut_to, widths_of

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from compile.checkpoint import load
 from compile.cli import guarded
 from compile.graph.forms import export_form
 from compile.graph.quantization import quantize_int8
 from compile.graph.sessions import open_session
 from compile.live import watched
 from compile.measure.cpu import cheapest_width_cpu_seconds, this_cpu
-from compile.model import load
 from compile.pipeline import compile_recipe, trained_teacher
 from compile.recipe import Recipe, load_recipe
 from compile.report.markdown import table_lines

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from server.api.replies import Replies
 from server.api.told import Told
 from server.engine.engine import Answer, never_gone
 from server.engine.errors import EngineError
 from server.engine.family import Family
 from server.engine.tokenizer import Text, Truncation
 from server.shaping.policy import QualityClass
-
-if TYPE_CHECKING:
-    from server.api.app import Replies
 
 
 def tell_nobody(traceresponse: bytes) -> None:

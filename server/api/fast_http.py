@@ -46,7 +46,7 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".en
 
 
 class Answers(Protocol):
-    """What answers a body: `server.api.app.Replies`."""
+    """What answers a body: `server.api.replies.Replies`."""
 
     max_body_bytes: int
     guard: Guard | None

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from server.api.app import error_reply
 from server.api.errors import MalformedRequest, UnknownModel
 from server.api.http import header
 from server.api.job_requests import FILES, Submission, check_texts, digest_of, parse_key, parse_submission
 from server.api.openapi import PredictBody, error_responses
+from server.api.replies import JobsIntake, Replies, error_reply
 from server.engine.engine import Engine
 from server.engine.errors import EngineError
 from server.jobs.job import STATES
-
-if TYPE_CHECKING:
-    from server.api.app import JobsIntake, Replies
 
 MOST_LISTED, MOST_RESULTS = 1000, 10_000
 LISTED, RESULTS = 100, 1000

@@ -3,22 +3,19 @@ protocol's, too."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
-from server.api.app import error_reply
 from server.api.asking import Client, ask
 from server.api.errors import JOB_ERRORS, MalformedRequest
 from server.api.http import Headers, head_of, header, watcher
 from server.api.oip import check_model, make_outputs
 from server.api.oip_json import model_metadata, parse_infer, render_infer, server_metadata
 from server.api.openapi import error_responses
+from server.api.replies import Replies, error_reply
 from server.engine.errors import ClientGone, EngineError, NotReady
-
-if TYPE_CHECKING:
-    from server.api.app import Replies
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 Name = Annotated[str, Path(description="name of the family that is served")]

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.api.app import OPEN_PATHS
 from server.api.errors import ERRORS, JOB_ERRORS, BodyTooLarge, SlowRequest, UnknownModel
+from server.api.paths import OPEN_PATHS
 from server.engine.engine import Engine
 from server.engine.errors import EngineError
 from server.guard import Unauthenticated

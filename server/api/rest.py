@@ -11,13 +11,14 @@ from starlette.exceptions import HTTPException
 
 from server.admin import Admin
 from server.api.admin_routes import admin_router
-from server.api.app import RELEASE, Replies, describe_family
 from server.api.docs import render_docs
 from server.api.errors import error_body
 from server.api.http import INTERNAL_ERROR
+from server.api.info import RELEASE, describe_family
 from server.api.job_routes import job_schemas, jobs_router
 from server.api.oip_routes import oip_router
 from server.api.openapi import describe
+from server.api.replies import Replies
 from server.console.data import ConsoleData
 from server.console.routes import console_router
 

@@ -13,9 +13,9 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 
-from server.api.app import Replies
 from server.api.asking import Client
 from server.api.errors import error_row, retry_after_s
+from server.api.replies import Replies
 from server.engine.errors import ClientGone, EngineError
 from server.rpc.arrival import Arrivals, parse
 

@@ -8,10 +8,10 @@ from typing import Any
 from google.protobuf.message import Message
 
 from server.api import oip
-from server.api.app import Replies
 from server.api.asking import Answered, ask
 from server.api.errors import MalformedRequest
 from server.api.oip_json import parameters_of
+from server.api.replies import Replies
 from server.engine.family import Family
 from server.rpc.arrival import Arrivals
 from server.rpc.calls import Call, unary

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from server.api.app import Replies
 from server.api.asking import Answered, ask
 from server.api.errors import MalformedRequest
+from server.api.replies import Replies
 from server.engine.errors import EmptyInput, InputTooLarge
 from server.engine.scores import best_first, shown_scores
 from server.engine.tokenizer import Text, Truncation

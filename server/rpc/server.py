@@ -14,8 +14,9 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from server.addresses import joined
-from server.api.app import RELEASE, Replies
 from server.api.http import READ_TIMEOUT_S
+from server.api.info import RELEASE
+from server.api.replies import Replies
 from server.rpc import oip, predictor
 from server.rpc.arrival import Arrivals, Streams, parse
 from server.rpc.calls import Call, unary

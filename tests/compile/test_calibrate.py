@@ -16,11 +16,12 @@ pytest.importorskip("torch", reason="compiling needs torch: pip install 'joulese
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from compile.artifact import Artifact
 from compile.bases import find_base
 from compile.cascade import confidence
 from compile.data.dataset import Dataset, Split
 from compile.errors import RequirementFailed
-from compile.passes.base import Artifact, Context
+from compile.passes.base import Context
 from compile.passes.calibrate import VALIDATION, Calibrate, calibrate_inputs
 from compile.passes.evaluate import PREDICTIONS, Evaluate
 from compile.passes.export import FILE

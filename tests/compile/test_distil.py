@@ -13,11 +13,13 @@ from pydantic import ValidationError
 
 torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
 
+from compile.artifact import Artifact  # noqa: E402
 from compile.bases import find_base  # noqa: E402
+from compile.checkpoint import from_base, load  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
 from compile.errors import RequirementFailed, StorageError  # noqa: E402
-from compile.model import Classifier, from_base, load  # noqa: E402
-from compile.passes.base import Artifact, Context  # noqa: E402
+from compile.model import Classifier  # noqa: E402
+from compile.passes.base import Context  # noqa: E402
 from compile.passes.distil import Distil  # noqa: E402
 from compile.passes.teach import Teach  # noqa: E402
 from compile.runner import Runner  # noqa: E402

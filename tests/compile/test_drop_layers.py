@@ -113,10 +113,11 @@ def test_a_spec_names_layers_or_a_number_of_them_and_nothing_else(settings: dict
 def place(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A model whose middle layer does nothing, and its context."""
     torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+    from compile.artifact import Artifact
     from compile.bases import find_base
+    from compile.checkpoint import from_base, save
     from compile.data.dataset import Dataset, Split
-    from compile.model import from_base
-    from compile.passes.base import Artifact, Context
+    from compile.passes.base import Context
 
     ways = product(("refund", "cancel", "late"), ("my", "the"), ("card", "order"))
     texts = tuple(" ".join(way) for way in ways)
@@ -133,7 +134,7 @@ def place(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
             if "LayerNorm" not in name:
                 parameter.zero_()
     folder = tmp_path_factory.mktemp("teacher")
-    model.save(folder)
+    save(model, folder)
     return context, Artifact("finetune", "teacher", str(folder), folder, {"layers": 3})
 
 
@@ -173,7 +174,7 @@ def test_named_layers_need_no_measuring(place: Place, tmp_path: Path) -> None:
 def test_without_layers_a_text_is_the_mean_of_its_embeddings(
     place: Place, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    from compile.model import load
+    from compile.checkpoint import load
 
     made = drop(place, tmp_path, **settings)
     assert (made.meta["kept"], made.meta["layers"], load(made.path).layer_count) == ([], 0, 0)

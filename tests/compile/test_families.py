@@ -16,6 +16,7 @@ onnx = pytest.importorskip("onnx")
 transformers = pytest.importorskip("transformers")
 
 from compile.bases import Base, ScratchBase, find_base  # noqa: E402
+from compile.checkpoint import from_base, load  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
 from compile.errors import BaseError  # noqa: E402
 from compile.families import FAMILIES, family_of  # noqa: E402
@@ -25,7 +26,7 @@ from compile.graph.quantization import head_nodes, quantize_int8  # noqa: E402
 from compile.graph.sessions import open_session  # noqa: E402
 from compile.graph.smoothing import smooth  # noqa: E402
 from compile.measure.size import macs  # noqa: E402
-from compile.model import Classifier, from_base, load  # noqa: E402
+from compile.model import Classifier  # noqa: E402
 from compile.passes.base import Context  # noqa: E402
 from compile.passes.export import largest_difference, masked_row_infinities, sample_inputs  # noqa: E402
 from compile.scratch import fill  # noqa: E402

@@ -13,7 +13,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
 onnx = pytest.importorskip("onnx")
 
+from compile.artifact import Artifact  # noqa: E402
 from compile.bases import find_base  # noqa: E402
+from compile.checkpoint import from_base, load, save  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
 from compile.errors import GateFailed  # noqa: E402
 from compile.graph.embeddings import quantize_tables  # noqa: E402
@@ -21,8 +23,8 @@ from compile.graph.forms import export_form  # noqa: E402
 from compile.graph.quantization import by_sensitivity, head_nodes, quantize_int8  # noqa: E402
 from compile.graph.sessions import fresh_process_difference, open_session  # noqa: E402
 from compile.graph.smoothing import matmuls, rounding_error, smooth  # noqa: E402
-from compile.model import Classifier, from_base, load  # noqa: E402
-from compile.passes.base import Artifact, Context  # noqa: E402
+from compile.model import Classifier  # noqa: E402
+from compile.passes.base import Context  # noqa: E402
 from compile.passes.export import FILE, Export, largest_difference, masked_row_infinities, sample_inputs  # noqa: E402
 from compile.runner import Runner  # noqa: E402
 
@@ -110,7 +112,7 @@ def test_the_export_gate_fails_when_a_weight_was_tampered_with(
 ) -> None:
     import compile.passes.export as module
 
-    exported.model.save(tmp_path / "model")
+    save(exported.model, tmp_path / "model")
 
     def tampering(model: Classifier, form: str, pair: bool, opset: int, path: Path) -> None:
         export_form(model, form, pair, opset, path)
@@ -141,7 +143,7 @@ def test_the_next_form_is_taken_when_the_best_cannot_be_exported(
             raise RuntimeError("no such operator")
         export_form(model, form, pair, opset, path)
 
-    exported.model.save(tmp_path / "model")
+    save(exported.model, tmp_path / "model")
     monkeypatch.setattr(module, "export_form", refusing)
     inputs = {"model": artifact(tmp_path / "model"), "forms": artifact(tmp_path, ranking=["mha", "torchscript"])}
     made = Runner(tmp_path / "work", exported.context).run("full", Export(18), inputs)
@@ -150,7 +152,7 @@ def test_the_next_form_is_taken_when_the_best_cannot_be_exported(
 
 
 def test_a_model_is_read_back_as_it_was_saved(exported: Exported, tmp_path: Path) -> None:
-    exported.model.save(tmp_path)
+    save(exported.model, tmp_path)
     again = load(tmp_path)
     assert (again.pooling, again.labels, again.layer_count) == ("mean", 3, 3)
     for one, other in zip(exported.model.parameters(), again.parameters(), strict=True):
@@ -158,13 +160,13 @@ def test_a_model_is_read_back_as_it_was_saved(exported: Exported, tmp_path: Path
 
 
 def test_dropping_layers_keeps_the_named_ones_in_order(exported: Exported, tmp_path: Path) -> None:
-    exported.model.save(tmp_path)
+    save(exported.model, tmp_path)
     short = load(tmp_path)
     short.keep_layers([0, 2])
     assert short.layer_count == 2
     wanted = exported.model.layers[2].state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in short.layers[1].state_dict().items())
-    short.save(tmp_path / "short")
+    save(short, tmp_path / "short")
     assert load(tmp_path / "short").layer_count == 2
 
 
@@ -215,7 +217,7 @@ def load_with_outliers(exported: Exported, folder: Path) -> Classifier:
 
 def test_the_padding_tokens_own_vector_does_not_reach_the_exported_graph(exported: Exported, tmp_path: Path) -> None:
     """A wild padding vector changes no fp32 answer, and must not set the 8-bit range either."""
-    exported.model.save(tmp_path / "model")
+    save(exported.model, tmp_path / "model")
     wild = load(tmp_path / "model")
     with torch.no_grad():
         wild.encoder.get_input_embeddings().weight[0] = 50.0
@@ -234,7 +236,7 @@ def test_a_word_that_stands_in_for_padding_keeps_its_vector(exported: Exported, 
     """A vocabulary may have no padding token; the number used instead is then a word of some texts."""
     context = dataclasses.replace(exported.context)
     context.__dict__["pad"] = word = exported.context.train.ids[0][2]
-    exported.model.save(tmp_path / "model")
+    save(exported.model, tmp_path / "model")
     inputs = {"model": artifact(tmp_path / "model"), "forms": artifact(tmp_path, ranking=["torchscript"])}
     made = Runner(tmp_path / "work", context).run("full", Export(18), inputs)
     ids = np.array([[2, word, 3]])

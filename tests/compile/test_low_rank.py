@@ -9,13 +9,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
 
+from compile.artifact import Artifact  # noqa: E402
 from compile.bases import find_base  # noqa: E402
+from compile.checkpoint import from_base, load  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
 from compile.factors import Factored, factored  # noqa: E402
 from compile.measure.cpu import this_cpu  # noqa: E402
 from compile.measure.size import macs  # noqa: E402
-from compile.model import from_base, load  # noqa: E402
-from compile.passes.base import Artifact, Context  # noqa: E402
+from compile.passes.base import Context  # noqa: E402
 from compile.passes.low_rank import LowRank, _Prices  # noqa: E402
 from compile.runner import Runner  # noqa: E402
 from compile.specs.prune import LowRankSpec  # noqa: E402

@@ -15,12 +15,13 @@ torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 
 
 from pydantic import ValidationError  # noqa: E402
 
+from compile.artifact import Artifact  # noqa: E402
 from compile.bases import find_base  # noqa: E402
+from compile.checkpoint import from_base, load, save  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
 from compile.errors import GateFailed, RequirementFailed  # noqa: E402
 from compile.measure.widths import Costs, WidthTable, measured_counts, table_of  # noqa: E402
-from compile.model import from_base, load  # noqa: E402
-from compile.passes.base import Artifact, Context  # noqa: E402
+from compile.passes.base import Context  # noqa: E402
 from compile.passes.prune_units import PruneUnits  # noqa: E402
 from compile.passes.time_widths import TimeWidths  # noqa: E402
 from compile.pruning import within_cost  # noqa: E402
@@ -55,7 +56,7 @@ def teacher(context: Context, tmp_path_factory: pytest.TempPathFactory) -> Artif
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("teacher")
-    model.save(folder)
+    save(model, folder)
     return Artifact("finetune", "teacher", "teacher", folder, {"layers": LAYERS})
 
 
@@ -149,7 +150,7 @@ def test_units_worth_nothing_leave_first(context: Context, teacher: Artifact, tm
     model = load(teacher.path)
     with torch.no_grad():
         model.layers[1].output.dense.weight[:, :32] = 0.0
-    model.save(tmp_path / "idle")
+    save(model, tmp_path / "idle")
     idle = Artifact("finetune", "teacher", "idle", tmp_path / "idle", {"layers": LAYERS})
     made = prune(context, idle, tmp_path, units=160 / 192)
     assert made.meta["units"] == [64, 32, 64]

@@ -13,7 +13,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
 onnx = pytest.importorskip("onnx")
 
+from compile.artifact import Artifact  # noqa: E402
 from compile.bases import find_base  # noqa: E402
+from compile.checkpoint import from_base, load, save  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
 from compile.errors import GateFailed  # noqa: E402
 from compile.graph.forms import export_form  # noqa: E402
@@ -28,8 +30,8 @@ from compile.graph.quantization import (  # noqa: E402
 from compile.graph.sessions import open_session  # noqa: E402
 from compile.graph.smoothing import matmuls, rounding_error  # noqa: E402
 from compile.measure.accuracy import graph_logits, torch_outputs  # noqa: E402
-from compile.model import Classifier, from_base, load  # noqa: E402
-from compile.passes.base import Artifact, Context  # noqa: E402
+from compile.model import Classifier  # noqa: E402
+from compile.passes.base import Context  # noqa: E402
 from compile.passes.export import FILE, sample_inputs  # noqa: E402
 from compile.passes.qat import Qat  # noqa: E402
 from compile.passes.quantize import Quantize  # noqa: E402
@@ -279,7 +281,7 @@ def test_rounding_keeps_what_is_on_the_grid_and_lets_slopes_through() -> None:
 def test_a_rounded_model_answers_as_the_int8_file_does_and_is_whole_again_afterwards(
     made: Made, tmp_path: Path
 ) -> None:
-    made.model.save(tmp_path)
+    save(made.model, tmp_path)
     model = load(tmp_path)
     assert len(projections(model)) == 6 * model.layer_count
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -302,7 +304,7 @@ def test_a_rounded_model_answers_as_the_int8_file_does_and_is_whole_again_afterw
 
 def test_training_with_rounding_brings_the_rounded_answers_to_the_teachers(made: Made, tmp_path: Path) -> None:
     """A model whose answers are the same in fp32, with a channel before each output projection that reaches far."""
-    made.model.save(tmp_path / "model")
+    save(made.model, tmp_path / "model")
     model = load(tmp_path / "model")
     with torch.no_grad():
         for layer in model.layers:
@@ -310,7 +312,7 @@ def test_training_with_rounding_brings_the_rounded_answers_to_the_teachers(made:
             value.weight[0] *= 200
             value.bias[0] *= 200
             output.weight[:, 0] /= 200
-    model.save(tmp_path / "model")
+    save(model, tmp_path / "model")
     student = Artifact("finetune", "teacher", "student", tmp_path / "model", {"layers": 3})
     runner = Runner(tmp_path / "work", made.context)
     lessons = runner.run("teacher", Teach(), {"teacher": student})

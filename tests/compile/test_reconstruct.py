@@ -11,12 +11,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
 transformers = pytest.importorskip("transformers")
 
+from compile.artifact import Artifact  # noqa: E402
 from compile.bases import find_base  # noqa: E402
+from compile.checkpoint import load, save  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
 from compile.errors import RequirementFailed  # noqa: E402
 from compile.families import FAMILIES, family_of  # noqa: E402
-from compile.model import Classifier, load  # noqa: E402
-from compile.passes.base import Artifact, Context  # noqa: E402
+from compile.model import Classifier  # noqa: E402
+from compile.passes.base import Context  # noqa: E402
 from compile.passes.reconstruct import Reconstruct, fit  # noqa: E402
 from compile.replay import Replay  # noqa: E402
 from compile.runner import Runner  # noqa: E402
@@ -60,7 +62,7 @@ def small(model_type: str) -> Classifier:
 
 
 def saved(model: Classifier, folder: Path) -> Artifact:
-    model.save(folder)
+    save(model, folder)
     return Artifact("made", "made", str(folder), folder, {"layers": model.layer_count})
 
 

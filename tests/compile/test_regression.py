@@ -16,11 +16,12 @@ pytest.importorskip("torch", reason="compiling needs torch: pip install 'joulese
 
 import torch
 
+from compile.artifact import Artifact
 from compile.bases import find_base
 from compile.data.loader import load_dataset
 from compile.line import plan
 from compile.measure.scores import r2
-from compile.passes.base import Artifact, Context
+from compile.passes.base import Context
 from compile.passes.finetune import Finetune
 from compile.pipeline import Result, compile_recipe
 from compile.recipe import DataSpec, Recipe, parse_recipe

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from compile.artifact import Artifact, Spent
 from compile.errors import Busy, GateFailed
 from compile.measure.cpu import this_cpu
-from compile.passes.base import Artifact, Gate, Pass, Spent
+from compile.passes.base import Gate, Pass
 from compile.passes.versions import VERSIONS
-from compile.pipeline import run_key
 from compile.recipe import parse_recipe
+from compile.run_key import run_key
 from compile.runner import Runner, artifact_key, exclusive
 
 CONTEXT: Any = type("Context", (), {})()
@@ -184,7 +185,7 @@ def test_every_pass_has_its_version_in_the_table_that_a_run_s_key_is_made_of() -
 
 
 def test_a_pass_that_changed_makes_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    import compile.pipeline as module
+    import compile.run_key as module
 
     recipe = parse_recipe(
         {"family": "tiny", "data": {"source": "x.csv"}, "base": "somewhere", "variants": [{"name": "full"}]}, None, {}

@@ -81,7 +81,7 @@ def test_a_base_that_is_not_sound_is_refused_before_anything_is_written(
 
 def test_a_configuration_that_makes_no_model_is_refused_by_name(base: Path) -> None:
     pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
-    from compile.model import from_base
+    from compile.checkpoint import from_base
 
     configure(hidden_act="no-such-function")(base)
     with pytest.raises(BaseError, match="no-such-function"):

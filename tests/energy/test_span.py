@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from energy.coefficients import load_coefficients
-from energy.meter import Meter, dynamic_joules_per_cpu_second, measure_process
+from energy.meter import Meter
 from energy.procfs import read_cpu_model
 from energy.sources import select_sources
-from energy.span import Machine, Sample
+from energy.span import Machine, Sample, dynamic_joules_per_cpu_second, measure_process
 from tests.energy.trees import FakeProc, write_zone
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass"

@@ -25,10 +25,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from models.store import Store, Version
-from server.api.app import Replies
 from server.api.asking import Client
 from server.api.asking import ask as api_ask
 from server.api.http import head_of
+from server.api.replies import Replies
 from server.config_problems import SettingsError
 from server.engine.family import Family, load_family
 from server.engine.tokenizer import Text

@@ -12,8 +12,9 @@ from typing import Any
 
 import uvicorn
 
-from server.api.app import App, Replies
+from server.api.app import App
 from server.api.fast_http import FastHttp
+from server.api.replies import Replies
 from server.engine.family import Family
 from server.guard import Guard
 from tests.support.engines import RecordingUsage, WatchedEngine, running

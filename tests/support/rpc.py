@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import Message
 
 from loadtest.served import free_port
-from server.api.app import Replies
+from server.api.replies import Replies
 from server.engine.family import Family
 from server.guard import Guard
 from server.rpc.proto import open_inference_pb2 as oip

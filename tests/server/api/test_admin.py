@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from server.admin import Admin
-from server.api.app import App, Replies
+from server.api.app import App
+from server.api.replies import Replies
 from server.config import Settings
 from server.engine.family import Family
 from server.guard import Guard

@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.admin import AdminClosed
-from server.api.app import App, Replies
+from server.api.app import App
 from server.api.errors import ERRORS, JOB_ERRORS, SlowRequest, UnknownModel
 from server.api.http import watcher
 from server.api.openapi import OPEN_PATHS
+from server.api.replies import Replies
 from server.engine.engine import never_gone
 from server.engine.family import Family
 from server.guard import Guard, RateLimit, RateLimited, Unauthenticated

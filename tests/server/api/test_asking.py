@@ -7,9 +7,10 @@ import asyncio
 import httpx
 import pytest
 
-from server.api.app import App, Replies
+from server.api.app import App
 from server.api.asking import Client, ask
 from server.api.http import head_of
+from server.api.replies import Replies
 from server.engine.engine import Engine
 from server.engine.errors import Overloaded
 from server.engine.family import Family

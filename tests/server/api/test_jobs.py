@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.app import App, JobsIntake, Replies
+from server.api.app import App
+from server.api.replies import JobsIntake, Replies
 from server.engine.family import Family
 from server.guard import Guard
 from tests.support.engines import running

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.app import App, Replies
+from server.api.app import App
 from server.api.errors import MalformedRequest, error_row
 from server.api.oip import InferRequest, Output, Wanted, from_raw, make_outputs, to_raw
 from server.api.oip_json import parse_infer
+from server.api.replies import Replies
 from server.engine.engine import Answer
 from server.engine.errors import EmptyInput, EngineError, InputTooLarge
 from server.engine.family import Family

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from models.store import Version
-from server.api.app import App, Replies
+from server.api.app import App
+from server.api.replies import Replies
 from server.console.data import FRESH_S, ConsoleData, without_comments
 from server.engine.engine import Engine
 from server.engine.family import Family, load_family

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from loadtest.served import free_port
 from models.store import Store
-from server.api.app import Replies
+from server.api.replies import Replies
 from server.engine.family import Family
 from server.lifetime import check_ports
 from server.rpc import check_installed

@@ -288,7 +288,7 @@ async def test_a_failure_of_ours_is_told_without_its_words(family: Family, monke
 async def test_several_servers_share_a_port(family: Family) -> None:
     async with rpc_serving(family) as rpc:
         port = int(rpc.server._address.rsplit(":", 1)[1])
-        from server.api.app import Replies
+        from server.api.replies import Replies
         from server.rpc.server import RpcServer
         from tests.support.rpc import Meter
 
