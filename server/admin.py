@@ -15,7 +15,8 @@ from server.config_problems import leaves
 from server.engine.errors import EngineError
 from server.guard import Guard
 from server.shaping import audit, tuning
-from server.shaping.tuning import Author, Tunable, Tunables, audit_path, check_points
+from server.shaping.tunables import Check, Tunable, Tunables, check_points
+from server.shaping.tuning import Author, audit_path
 
 MAX_ENTRIES = 500
 
@@ -58,7 +59,7 @@ class Admin:
         newest = audit.read(audit_path(self.tuning_path))[-min(limit, MAX_ENTRIES) :]
         return [entry.to_dict() for entry in reversed(newest)]
 
-    def _check(self) -> tuning.Check:
+    def _check(self) -> Check:
         return check_points(point.name for point in self.points())
 
     def _told(self, tunables: Tunables) -> dict[str, Any]:

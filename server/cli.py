@@ -96,6 +96,7 @@ def tune(
 ) -> None:
     """Show or change settings of the running server, without a restart or a lost request; go back."""
     from server.shaping import audit, tuning
+    from server.shaping.tunables import check_points
 
     if sum((bool(changes), undo, to is not None, history)) > 1:
         raise SettingsError(["tune: assignments, --undo, --to and --history exclude each other; give one of them"])
@@ -109,7 +110,7 @@ def tune(
         return
     model = settings.model
     version, _ = Store(model.store).open_newest_sound(model.family, model.version)
-    check = tuning.check_points(point.name for point in version.manifest.points)
+    check = check_points(point.name for point in version.manifest.points)
     taken = tuning.tune(path, assignments_of(changes), check) if changes else tuning.undo(path, check, to=to)
     console.print(
         f"taken as version {taken.version}: {path}; replicas follow within about two seconds. Back: jouleserve tune"

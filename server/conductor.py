@@ -25,7 +25,9 @@ from server.settings import Settings
 from server.shaping.controller import Ask, ShapingController
 from server.shaping.policy import DialState
 from server.shaping.providers import make_ladder, past_of
-from server.shaping.tuning import Tunables, TuningWatcher, begin, check_points
+from server.shaping.tunables import Tunables, check_points
+from server.shaping.tuning import begin
+from server.shaping.watching import TuningWatcher
 
 log = structlog.get_logger(__name__)
 

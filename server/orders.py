@@ -10,7 +10,7 @@ from typing import Any
 
 from models.store import write_atomic
 from server.shaping.policy import DialState
-from server.shaping.tuning import Tunables
+from server.shaping.tunables import Tunables
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from server.jobs.worker import LOOPS, JobWorker
 from server.orders import Orders
 from server.settings import Settings
 from server.shaping.policy import CLASSES, DialState
-from server.shaping.tuning import Tunables
+from server.shaping.tunables import Tunables
 from server.staffing import Staffing
 from server.tracing import open_tracer
 from server.usage import NodeLink, Usage

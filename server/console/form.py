@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter
 
 from server.config_problems import leaves
-from server.shaping.tuning import Tunables
+from server.shaping.tunables import Tunables
 
 _LIMITS = {"minimum": "min", "exclusiveMinimum": "min", "maximum": "max"}
 

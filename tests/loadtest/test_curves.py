@@ -6,7 +6,7 @@ import pytest
 
 from loadtest.curves import OFF, Cell, Tally, cells
 from server.settings import Settings
-from server.shaping.tuning import Tunables
+from server.shaping.tunables import Tunables
 
 
 @pytest.mark.parametrize("cell", cells(), ids=lambda cell: f"{cell.knob} {cell.shown}")

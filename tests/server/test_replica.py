@@ -22,7 +22,7 @@ from server.orders import Orders
 from server.replica import Replica
 from server.settings import Settings
 from server.shaping.policy import DialState
-from server.shaping.tuning import Tunables
+from server.shaping.tunables import Tunables
 from tests.support.engines import dial, until
 from tests.support.tiny_family import publish_tiny_family
 

@@ -18,7 +18,8 @@ from server.config import Settings
 from server.engine.family import Family
 from server.guard import Guard
 from server.shaping import audit
-from server.shaping.tuning import Tunables, audit_path, begin, load, tune
+from server.shaping.tunables import Tunables
+from server.shaping.tuning import audit_path, begin, load, tune
 from tests.server.api.test_app import MAX_BODY, Meter
 from tests.support.engines import running
 

@@ -10,7 +10,7 @@ import re
 from server.config_problems import leaves
 from server.console.form import form_fields
 from server.console.page import page
-from server.shaping.tuning import Tunables
+from server.shaping.tunables import Tunables
 
 
 def body() -> str:

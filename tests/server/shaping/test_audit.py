@@ -14,19 +14,9 @@ from hypothesis import strategies as st
 
 from server.config import Settings, SettingsError
 from server.shaping import audit
-from server.shaping.tuning import (
-    Author,
-    Tunables,
-    TuningWatcher,
-    VersionConflict,
-    audit_path,
-    begin,
-    check_points,
-    load,
-    save,
-    tune,
-    undo,
-)
+from server.shaping.tunables import Tunables, check_points
+from server.shaping.tuning import Author, VersionConflict, audit_path, begin, load, save, tune, undo
+from server.shaping.watching import TuningWatcher
 
 ANN = Author("ann", "http")
 USER = pwd.getpwuid(os.getuid()).pw_name

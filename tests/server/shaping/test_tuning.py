@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from server.config import Settings, SettingsError, nested
 from server.config import load as load_settings
-from server.shaping.tuning import Tunables, TuningWatcher, check_points, load, save, tune
+from server.shaping.tunables import Tunables, check_points
+from server.shaping.tuning import load, save, tune
+from server.shaping.watching import TuningWatcher
 
 
 def start() -> Tunables:
