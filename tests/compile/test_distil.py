@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 
 
 from compile.artifact import Artifact  # noqa: E402
 from compile.bases import find_base  # noqa: E402
-from compile.checkpoint import from_base, load  # noqa: E402
+from compile.checkpoint import from_base, load, save  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
 from compile.errors import RequirementFailed, StorageError  # noqa: E402
 from compile.model import Classifier  # noqa: E402
@@ -121,7 +121,7 @@ class School:
 
 
 def saved(model: Classifier, folder: Path, name: str) -> Artifact:
-    model.save(folder / name)
+    save(model, folder / name)
     return Artifact("made", name, name, folder / name, {"layers": model.layer_count})
 
 

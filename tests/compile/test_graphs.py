@@ -206,7 +206,7 @@ def test_smoothing_changes_no_fp32_answer_and_lowers_the_rounding_error(
 
 def load_with_outliers(exported: Exported, folder: Path) -> Classifier:
     """The model with one channel of every layer norm reaching far, as trained models have."""
-    exported.model.save(folder / "outlying")
+    save(exported.model, folder / "outlying")
     model = load(folder / "outlying")
     with torch.no_grad():
         for name, parameter in model.encoder.named_parameters():
@@ -221,7 +221,7 @@ def test_the_padding_tokens_own_vector_does_not_reach_the_exported_graph(exporte
     wild = load(tmp_path / "model")
     with torch.no_grad():
         wild.encoder.get_input_embeddings().weight[0] = 50.0
-    wild.save(tmp_path / "wild")
+    save(wild, tmp_path / "wild")
     forms = artifact(tmp_path, ranking=["torchscript"])
     digests = set()
     for name in ("model", "wild"):

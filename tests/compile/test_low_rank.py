@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 
 
 from compile.artifact import Artifact  # noqa: E402
 from compile.bases import find_base  # noqa: E402
-from compile.checkpoint import from_base, load  # noqa: E402
+from compile.checkpoint import from_base, load, save  # noqa: E402
 from compile.data.dataset import Dataset, Split  # noqa: E402
 from compile.factors import Factored, factored  # noqa: E402
 from compile.measure.cpu import this_cpu  # noqa: E402
@@ -39,7 +39,7 @@ def model(context: Context, tmp_path: Path) -> Artifact:
     with torch.no_grad():
         weight = made.layers[2].output.dense.weight
         weight.copy_(torch.randn(weight.shape[0], 3) @ torch.randn(3, weight.shape[1]))
-    made.save(tmp_path / "model")
+    save(made, tmp_path / "model")
     return Artifact("finetune", "teacher", "teacher", tmp_path / "model", {"layers": 3})
 
 
