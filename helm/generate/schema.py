@@ -18,6 +18,7 @@ CHARTS_OWN = {
     "CacheSettings": ("redis_password_file",),
     "GridSettings": ("secret", "secret_file"),
     "EnergySettings": ("node_dir",),
+    "JobsSettings": ("path",),
 }
 """Settings that the chart sets itself, or that belong into a Secret."""
 
@@ -28,6 +29,9 @@ TEXT: Schema = {"type": "string"}
 YES_NO: Schema = {"type": "boolean"}
 ANY_MAP: Schema = {"type": "object"}
 ANY_LIST: Schema = {"type": "array"}
+WORDS: Schema = {"type": "object", "additionalProperties": TEXT}
+"""Labels and annotations: Kubernetes refuses numbers and truth values there."""
+QUANTITY: Schema = {"type": "string", "pattern": "^[0-9]+([.][0-9]+)?(k|Ki|[MGTPE]i?)?$"}
 RESOURCES: Schema = {
     "type": "object",
     "properties": {"requests": ANY_MAP, "limits": ANY_MAP},
@@ -84,7 +88,7 @@ def _sections(settings: Schema) -> dict[str, Schema]:
             }
         ),
         "settings": _with_definitions(settings),
-        "store": section({"claim": TEXT, "subPath": TEXT, "url": TEXT, "size": TEXT, "envFrom": ANY_LIST}),
+        "store": section({"claim": TEXT, "subPath": TEXT, "url": TEXT, "size": QUANTITY, "envFrom": ANY_LIST}),
         "secrets": section(
             {
                 "apiKeys": secret("the file of API keys"),
@@ -105,8 +109,8 @@ def _sections(settings: Schema) -> dict[str, Schema]:
         ),
         "resources": RESOURCES,
         "gpu": section({"count": whole(0, 64), "resource": TEXT, "runtimeClassName": TEXT}),
-        "sharedMemory": TEXT,
-        "nodeSelector": ANY_MAP,
+        "sharedMemory": QUANTITY,
+        "nodeSelector": WORDS,
         "tolerations": ANY_LIST,
         "affinity": ANY_MAP,
         "topologySpread": section(
@@ -116,22 +120,25 @@ def _sections(settings: Schema) -> dict[str, Schema]:
                 "whenUnsatisfiable": choice("DoNotSchedule", "ScheduleAnyway"),
             }
         ),
-        "podAnnotations": ANY_MAP,
-        "podLabels": ANY_MAP,
+        "podAnnotations": WORDS,
+        "podLabels": WORDS,
         "extraEnv": ANY_LIST,
+        "extraVolumes": ANY_LIST,
+        "extraVolumeMounts": ANY_LIST,
+        "jobs": section({"claim": TEXT}),
+        "scratch": section({"tmp": QUANTITY, "run": QUANTITY}),
         "metering": section(
             {
                 "mode": choice("pod", "daemonset"),
                 "runDir": {"type": "string", "pattern": "^/[A-Za-z0-9/_.-]{1,40}$"},
                 "resources": RESOURCES,
-                "tolerations": ANY_LIST,
             }
         ),
         "service": section(
             {
                 "type": choice("ClusterIP", "NodePort", "LoadBalancer"),
                 "port": whole(1, 65535),
-                "annotations": ANY_MAP,
+                "annotations": WORDS,
             }
         ),
         "networkPolicy": section({"enabled": YES_NO, "clients": ANY_LIST, "metrics": ANY_LIST, "operator": ANY_LIST}),
@@ -141,8 +148,9 @@ def _sections(settings: Schema) -> dict[str, Schema]:
                 "monitor": YES_NO,
                 "interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m)$"},
                 "rules": YES_NO,
+                "runbookUrl": {"type": "string", "minLength": 1},
                 "dashboards": YES_NO,
-                "labels": ANY_MAP,
+                "labels": WORDS,
             }
         ),
         "keda": section(
@@ -154,7 +162,7 @@ def _sections(settings: Schema) -> dict[str, Schema]:
                 "requestsInFlight": whole(1),
             }
         ),
-        "serviceAccount": section({"annotations": ANY_MAP}),
+        "serviceAccount": section({"annotations": WORDS}),
         "podSecurityContext": ANY_MAP,
         "securityContext": ANY_MAP,
         "preStopSeconds": whole(0, 120),

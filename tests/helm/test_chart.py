@@ -48,6 +48,11 @@ def test_what_is_generated_is_what_is_checked_in(tmp_path: Path) -> None:
         ({"ray": {"workers": {"min": 0}}}, "min"),
         ({"securityContext": None, "preStopSeconds": -1}, "preStopSeconds"),
         ({"metering": {"runDir": "run"}}, "runDir"),
+        ({"podAnnotations": {"port": 9400}}, "podAnnotations"),
+        ({"nodeSelector": {"energy": True}}, "energy"),
+        ({"store": {"url": "s3://b", "size": "4GB"}}, "size"),
+        ({"scratch": {"tmp": "much"}}, "tmp"),
+        ({"settings": {"jobs": {"path": "/jobs.sqlite"}}}, "path"),
     ],
 )
 def test_values_against_the_schema_are_refused_by_name(chart: Any, values: dict[str, Any], says: str) -> None:
@@ -67,6 +72,11 @@ def test_values_against_the_schema_are_refused_by_name(chart: Any, values: dict[
             {"metering": {"mode": "daemonset"}, "settings": {"shaping": {"policy": "budget", "budget_amount": 1}}},
             "use metering.mode pod",
         ),
+        ({"mode": "RayService", "settings": {"server": {"replicas": 2}}}, "asks for 2 replicas and a pod holds one"),
+        ({"mode": "RayService", "settings": {"server": {"max_replicas": 3}}}, "asks for 3 replicas and a pod holds one"),
+        ({"mode": "RayService", "podDisruptionBudget": {"maxUnavailable": "50%"}}, "give a whole number"),
+        ({"deployment": {"replicas": 2}, "jobs": {"claim": "jobs"}}, "jobs.claim: one pod owns the jobs"),
+        ({"keda": {"enabled": True}, "jobs": {"claim": "jobs"}}, "jobs.claim: one pod owns the jobs"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused_with_a_remedy(
@@ -191,6 +201,20 @@ def test_digests_are_verified_before_the_server_starts(render: Render, values: d
             assert first["args"] == ["models", *wanted, "--config", "/etc/jouleserve/config/jouleserve.yaml"]
 
 
+def test_another_version_at_a_url_is_fetched_by_new_pods(render: Render) -> None:
+    """Other settings reach the replicas of a Ray cluster in place; what is fetched, only an init container brings."""
+
+    def pods(mode: str, store: dict[str, str], **settings: Any) -> dict[str, Any]:
+        return pod_templates(render(mode=mode, store=store, settings=settings))
+
+    url, claim = {"url": "s3://bucket/store"}, {"claim": "models"}
+    for mode in ("Deployment", "RayService"):
+        assert pods(mode, url) != pods(mode, url, model={"version": "0002-0123456789ab"})
+    same = pods("RayService", claim, batching={"max_rows": 8})
+    assert pods("RayService", claim) == same == pods("RayService", claim, model={"version": "0002-0123456789ab"})
+    assert pods("RayService", url) == pods("RayService", url, batching={"max_rows": 8})
+
+
 @every_set
 def test_whoever_reads_the_settings_file_has_the_files_that_it_names(render: Render, values: dict[str, Any]) -> None:
     manifests = render(**values)
@@ -225,6 +249,57 @@ def test_a_deployment_is_ready_when_the_server_says_so_and_restarted_when_it_is_
     probed = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
     assert probed == {"startupProbe": "/health", "readinessProbe": "/health", "livenessProbe": "/live"}
     assert {one["name"]: one["containerPort"] for one in container["ports"]} == {"http": 8000, "metrics": 9400}
+
+
+@every_set
+def test_a_stuck_meter_is_restarted_and_takes_no_pod_out_of_its_service(render: Render, values: dict[str, Any]) -> None:
+    for template in pod_templates(render(**values)).values():
+        for container in template["spec"]["containers"]:
+            if container["name"] == "node":
+                assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+                assert "readinessProbe" not in container
+
+
+@every_set
+def test_no_pod_can_fill_the_disk_of_its_machine(render: Render, values: dict[str, Any]) -> None:
+    for name, template in pod_templates(render(**values)).items():
+        folders = [one["emptyDir"] for one in template["spec"]["volumes"] if "emptyDir" in one]
+        assert folders, name
+        assert all(folder.get("sizeLimit") for folder in folders), name
+
+
+def test_files_that_settings_name_are_in_every_container_that_reads_settings(render: Render) -> None:
+    mine = SETS["files of one's own, and jobs that outlive pods"]
+    file = "/etc/jouleserve/files/curve.json"
+    for more in ({}, {"mode": "RayService"}, {"metering": {"mode": "daemonset"}}):
+        files = {name: mine[name] for name in ("extraVolumes", "extraVolumeMounts")}
+        templates = pod_templates(render(settings={"energy": {"calibration": file}}, **files, **more))
+        for name, template in templates.items():
+            assert {"name": "files", "configMap": {"name": "files"}} in template["spec"]["volumes"], name
+            for container in containers(template):
+                if container["name"] not in ("proxy", "folder"):
+                    mounts = {one["mountPath"] for one in container["volumeMounts"]}
+                    assert "/etc/jouleserve/files" in mounts, (name, container["name"])
+                if container["name"] == "node":
+                    assert node_process(template).calibration_path == Path(file)
+
+
+def test_jobs_are_kept_by_the_one_pod_that_owns_them(render: Render) -> None:
+    for name, owner in (
+        ("files of one's own, and jobs that outlive pods", "Deployment"),
+        ("KubeRay and jobs that outlive pods", "head"),
+    ):
+        manifests = render(**SETS[name])
+        settings = yaml.safe_load(of_kind(manifests, "ConfigMap", "demo-jouleserve")["data"]["jouleserve.yaml"])
+        file = Path(settings["jobs"]["path"])
+        for pod, template in pod_templates(manifests).items():
+            mounts = {one["mountPath"]: one["name"] for one in template["spec"]["containers"][0]["volumeMounts"]}
+            assert mounts.get(str(file.parent)) == ("jobs" if pod == owner else None), pod
+        if owner == "Deployment":
+            assert of_kind(manifests, "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+        else:
+            assert of_kind(manifests, "RayService")["spec"]["upgradeStrategy"] == {"type": "None"}
+    assert of_kind(render(), "Deployment")["spec"]["strategy"]["type"] == "RollingUpdate"
 
 
 def node_process(template: dict[str, Any]) -> NodeSettings:
@@ -264,6 +339,20 @@ def test_rapl_is_read_by_one_process_a_machine_that_the_servers_report_to(render
             mount = next(m for m in template["spec"]["containers"][0]["volumeMounts"] if m["name"] == "node")
             assert mount["mountPath"] == str(node.run_dir)
             assert template["spec"]["securityContext"]["runAsGroup"] == daemon["securityContext"]["runAsGroup"]
+
+
+def test_meters_are_where_servers_may_be_and_nowhere_else(render: Render) -> None:
+    where = {
+        "nodeSelector": {"pool": "inference"},
+        "tolerations": [{"key": "inference", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]}}},
+    }  # fmt: skip
+    templates = pod_templates(render(metering={"mode": "daemonset"}, **where))
+    for template in templates.values():
+        assert {name: template["spec"][name] for name in where} == where
+    plain = pod_templates(render(metering={"mode": "daemonset"}))["DaemonSet"]["spec"]
+    assert not where.keys() & plain.keys()
 
 
 def test_without_asking_for_it_nothing_of_the_host_is_in_any_pod(render: Render) -> None:
@@ -330,11 +419,36 @@ def test_one_pod_at_a_time_is_taken_away_and_no_two_share_a_machine(render: Rend
         manifests = render(mode=mode)
         template = pod_templates(manifests)[pods]
         budget = of_kind(manifests, "PodDisruptionBudget")["spec"]
-        assert budget["maxUnavailable"] == 1
         (spread,) = template["spec"]["topologySpreadConstraints"]
         assert (spread["topologyKey"], spread["maxSkew"]) == ("kubernetes.io/hostname", 1)
+        assert spread["nodeTaintsPolicy"] == "Honor", "a tainted machine would be waited for"
         for selector in (budget["selector"], spread["labelSelector"]):
             assert selector["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_pods_of_a_ray_cluster_can_be_evicted(render: Render) -> None:
+    """Kubernetes asks a pod's owner for its scale where a budget says `maxUnavailable`; a RayCluster has none, and then
+    no pod may go."""
+    for least, spared in ((1, 0), (3, 2)):
+        manifests = render(mode="RayService", ray={"workers": {"min": least, "max": 4}})
+        budget = of_kind(manifests, "PodDisruptionBudget")["spec"]
+        assert "maxUnavailable" not in budget
+        assert budget["minAvailable"] == spared
+    assert of_kind(render(), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_a_node_process_for_each_machine_goes_by_the_machines_name(render: Render) -> None:
+    """Its pod's address changes with every restart, and what it measured by before would be forgotten."""
+    for name, kind, field in (
+        ("RAPL by a daemonset", "ServiceMonitor", "endpoints"),
+        ("KubeRay and RAPL", "PodMonitor", "podMetricsEndpoints"),
+    ):
+        (endpoint,) = of_kind(render(**SETS[name]), kind)["spec"][field]
+        assert endpoint["relabelings"] == [
+            {"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "instance"}
+        ]
+    (endpoint,) = of_kind(render(**SETS["KubeRay"]), "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert "relabelings" not in endpoint, "several pods may share a machine"
 
 
 def test_prometheus_is_told_of_every_node_process(render: Render) -> None:

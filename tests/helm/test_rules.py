@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from server.node.metric_table import COUNTER, HISTOGRAM, METRICS
+from tests.helm.conftest import Render, of_kind
+from tests.helm.value_sets import EVERYTHING_WATCHED
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -82,3 +84,37 @@ def test_the_rules_ask_for_metrics_that_exist() -> None:
         asked = set(re.findall(r"jouleserve[_:][a-z0-9_:]+", rule["expr"]))
         assert asked, name
         assert asked <= known, f"{name}: {asked - known}"
+
+
+RELEASES: dict[str, tuple[dict[str, Any], str]] = {
+    "Deployment": ({}, "demo-jouleserve-metrics"),
+    "RayService": ({"mode": "RayService"}, "prod/demo-jouleserve"),
+}
+"""Values, and the job that the Prometheus operator makes of the monitor: the Service's name, or the PodMonitor's."""
+
+
+@needs_promtool
+@pytest.mark.parametrize("mode", RELEASES)
+def test_a_releases_rules_look_at_its_own_series_alone(render: Render, tmp_path: Path, mode: str) -> None:
+    values, job = RELEASES[mode]
+    spec = of_kind(render(**values, monitoring=EVERYTHING_WATCHED), "PrometheusRule")["spec"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec))
+    promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yaml", folder=tmp_path)
+    own = f'{{namespace="prod",job="{job}"'
+    text = " ".join(rule["expr"] for group in spec["groups"] for rule in group["rules"])
+    asked = re.findall(r"(?:jouleserve[_:][a-z0-9_:]+|\bup\b)(\{[^}]*\})?", text)
+    assert len(asked) > len(spec["groups"])
+    assert all(selector.startswith(own) for selector in asked), asked
+
+
+def test_rules_that_no_monitor_goes_with_take_every_series(render: Render) -> None:
+    spec = of_kind(render(monitoring={"rules": True}), "PrometheusRule")["spec"]
+    found = {rule.get("alert") or rule["record"]: rule["expr"] for group in spec["groups"] for rule in group["rules"]}
+    assert found == {name: rule["expr"] for name, rule in {**rules("alert"), **rules("record")}.items()}
+
+
+def test_alerts_lead_to_where_the_runbook_is_read(render: Render) -> None:
+    url = "https://wiki.example/jouleserve"
+    spec = of_kind(render(monitoring={"rules": True, "runbookUrl": url}), "PrometheusRule")["spec"]
+    leads = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in spec["groups"][0]["rules"]}
+    assert leads == {name: f"{url}#{name.lower()}" for name in rules("alert")}

@@ -28,6 +28,12 @@ SETS: dict[str, dict[str, Any]] = {
         "secrets": {"apiKeys": {"name": "keys"}},
     },
     "KubeRay and RAPL": {"mode": "RayService", "metering": {"mode": "daemonset"}, "monitoring": EVERYTHING_WATCHED},
+    "files of one's own, and jobs that outlive pods": {
+        "jobs": {"claim": "jobs"},
+        "extraVolumes": [{"name": "files", "configMap": {"name": "files"}}],
+        "extraVolumeMounts": [{"name": "files", "mountPath": "/etc/jouleserve/files", "readOnly": True}],
+    },
+    "KubeRay and jobs that outlive pods": {"mode": "RayService", "jobs": {"claim": "jobs"}},
     "nothing optional": {
         "networkPolicy": {"enabled": False},
         "podDisruptionBudget": {"enabled": False},

@@ -26,6 +26,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $chart := dict "server" $server "model" (dict "store" "/var/lib/jouleserve/store") -}}
 {{- if .Values.secrets.grid.name }}{{ $_ := set $chart "grid" (dict "secret_file" "/etc/jouleserve/grid/secret") }}{{ end -}}
 {{- if .Values.secrets.redis.name }}{{ $_ := set $chart "cache" (dict "redis_password_file" "/etc/jouleserve/redis/password") }}{{ end -}}
+{{- if .Values.jobs.claim }}{{ $_ := set $chart "jobs" (dict "path" "/var/lib/jouleserve/jobs/jobs.sqlite") }}{{ end -}}
 {{- if eq .Values.metering.mode "daemonset" }}{{ $_ := set $chart "energy" (dict "node_dir" (include "jouleserve.nodeDir" .)) }}{{ end -}}
 {{- toYaml (mergeOverwrite (deepCopy .Values.settings) $chart) -}}
 {{- end }}
@@ -63,5 +64,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and .Values.keda.enabled (ne .Values.mode "Deployment") }}{{ fail "keda.enabled: KEDA scales Deployments; in RayService mode set settings.server.max_replicas and ray.workers.max" }}{{ end -}}
 {{- if and .Values.deployment.edge (eq .Values.metering.mode "daemonset") }}{{ fail "metering.mode: edge mode meters in its own process; use pod, or deployment.edge: false" }}{{ end -}}
 {{- if and (eq .Values.metering.mode "daemonset") (eq (toString (dig "shaping" "policy" "" .Values.settings)) "budget") }}{{ fail "settings.shaping.policy: budget goes by the pod's own meter; use metering.mode pod" }}{{ end -}}
-{{- if and (eq .Values.mode "RayService") (gt (.Values.ray.workers.min | int) (.Values.ray.workers.max | int)) }}{{ fail "ray.workers.max: below ray.workers.min; raise it" }}{{ end -}}
+{{- if and (eq .Values.mode "Deployment") .Values.jobs.claim (or .Values.keda.enabled (gt (.Values.deployment.replicas | int) 1)) }}{{ fail "jobs.claim: one pod owns the jobs; use deployment.replicas 1 without keda, or leave it out" }}{{ end -}}
+{{- if eq .Values.mode "RayService" }}
+{{- if gt (.Values.ray.workers.min | int) (.Values.ray.workers.max | int) }}{{ fail "ray.workers.max: below ray.workers.min; raise it" }}{{ end -}}
+{{- range $name := list "replicas" "max_replicas" }}
+{{- $wanted := dig "server" $name 1 $.Values.settings | default 1 | int }}
+{{- if gt $wanted ($.Values.ray.workers.max | int) }}{{ fail (printf "ray.workers.max: settings.server.%s asks for %d replicas and a pod holds one; raise it" $name $wanted) }}{{ end -}}
+{{- end }}
+{{- if and .Values.podDisruptionBudget.enabled (kindIs "string" .Values.podDisruptionBudget.maxUnavailable) }}{{ fail "podDisruptionBudget.maxUnavailable: a share of a Ray cluster is unknown to Kubernetes; give a whole number" }}{{ end -}}
+{{- end }}
 {{- end }}

@@ -30,6 +30,9 @@
 {{- define "jouleserve.settingsMounts" -}}
 - {name: tmp, mountPath: /tmp}
 - {name: config, mountPath: /etc/jouleserve/config, readOnly: true}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- if .Values.secrets.apiKeys.name }}
 - {name: keys, mountPath: /etc/jouleserve/keys, readOnly: true}
 {{- end }}
@@ -45,8 +48,8 @@
 {{- end }}
 
 {{- define "jouleserve.volumes" -}}
-- {name: tmp, emptyDir: {}}
-- {name: run, emptyDir: {}}
+- {name: tmp, emptyDir: {sizeLimit: {{ .Values.scratch.tmp }}}}
+- {name: run, emptyDir: {sizeLimit: {{ .Values.scratch.run }}}}
 - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ .Values.sharedMemory }}}}
 - name: config
   configMap: {name: {{ include "jouleserve.fullname" . }}}
@@ -75,6 +78,9 @@
 {{- if eq .Values.metering.mode "daemonset" }}
 - name: node
   hostPath: {path: {{ include "jouleserve.nodeDir" . }}, type: Directory}
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
 
@@ -131,6 +137,9 @@
   volumeMounts:
     - {name: tmp, mountPath: /tmp}
     - {name: run, mountPath: /var/lib/jouleserve/run}
+    {{- with .Values.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 {{- end }}
 
 {{- define "jouleserve.nodeArguments" -}}
@@ -144,12 +153,13 @@
 {{- with dig "energy" "cpu_family" "" .root.Values.settings }}
 - --cpu-family={{ . }}
 {{- end }}
+{{- with dig "energy" "calibration" "" .root.Values.settings }}
+- --calibration={{ . }}
+{{- end }}
 {{- end }}
 
+{{- /* No readiness: a pod whose meter is stuck goes on answering, until the meter is restarted. */ -}}
 {{- define "jouleserve.nodeProbes" -}}
-readinessProbe:
-  httpGet: {path: /healthz, port: metrics}
-  periodSeconds: 10
 livenessProbe:
   httpGet: {path: /healthz, port: metrics}
   periodSeconds: 20
@@ -186,6 +196,8 @@ topologySpreadConstraints:
   - maxSkew: 1
     topologyKey: {{ .Values.topologySpread.topologyKey }}
     whenUnsatisfiable: {{ .Values.topologySpread.whenUnsatisfiable }}
+    # A control plane that takes no pods would count as a machine without one, and a roll-out wait for it for ever.
+    nodeTaintsPolicy: Honor
     labelSelector:
       matchLabels:
         {{- include "jouleserve.selector" . | nindent 8 }}
@@ -206,7 +218,12 @@ topologySpreadConstraints:
 {{- define "jouleserve.podMeta" -}}
 {{- /* New settings are new pods; under KubeRay they are a new serveConfigV2, which needs no new cluster. */ -}}
 {{- $checksum := dict "checksum/settings" (include "jouleserve.settings" .root | sha256sum) -}}
-{{- $annotations := merge (deepCopy .root.Values.podAnnotations) (ternary $checksum dict (ne .root.Values.mode "RayService")) -}}
+{{- if eq .root.Values.mode "RayService" }}
+{{- $checksum = dict -}}
+{{- /* But what is fetched is fetched once, as a pod starts. */ -}}
+{{- if .root.Values.store.url }}{{ $checksum = dict "checksum/model" (printf "%s %s" .root.Values.store.url (toYaml .root.Values.settings.model) | sha256sum) }}{{ end -}}
+{{- end }}
+{{- $annotations := merge (deepCopy .root.Values.podAnnotations) $checksum -}}
 {{- with $annotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
