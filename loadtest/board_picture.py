@@ -49,6 +49,7 @@ def ask(prometheus: str, panel: dict[str, Any], span: Span) -> list[Series]:
     for target in panel.get("targets", ()):
         expression = target["expr"].replace("$__rate_interval", span.rate_interval)
         expression = expression.replace("$__range", f"{math.ceil(span.end_s - span.start_s)}s")
+        expression = re.sub(r"\$(namespace|job)\b", ".*", expression)
         reply = httpx.get(
             f"{prometheus}/api/v1/query_range",
             params={"query": expression, "start": span.start_s, "end": span.end_s, "step": span.step_s},
@@ -73,8 +74,11 @@ def shown(unit: str) -> Callable[[float], str]:
     """How a value of one of Grafana's units is written on an axis."""
     if unit == "percentunit":
         return lambda value: f"{value * 100:.3g}%"
-    suffix = {"watt": "W", "joule": "J", "s": "s", "reqps": "/s", "bytes": "B", "kwatth": "kWh"}.get(unit, "")
-    return lambda value: f"{_prefixed(value)}{suffix}"
+    if unit.startswith("suffix:"):
+        return lambda value: f"{value:.4g} {unit.removeprefix('suffix:')}"
+    suffix = {"watt": "W", "joule": "J", "s": "s", "reqps": "/s", "bytes": "B", "kwatth": "kWh", "massg": "g"}
+    unit = suffix.get(unit, "")
+    return lambda value: f"{_prefixed(value)}{unit}"
 
 
 def _prefixed(value: float) -> str:
@@ -131,8 +135,8 @@ def _panel(picture: Any, box: tuple[float, float, float, float], panel: dict[str
     )
     if panel["type"] == "stat":
         text = "no data" if not series else written(series[0].values[-1])
-        if series and defaults.get("unit") == "short" and series[0].values[-1] == 1 and series[0].name[:1].isdigit():
-            text = series[0].name  # a release
+        if series and panel.get("options", {}).get("textMode") == "name":
+            text = series[0].name
         picture.text(left + wide / 2, bottom + high * 0.36, text, fontsize=17, ha="center", color="#0b6b45")
         return
     axis = picture.add_axes((left + 0.042, bottom + 0.62 / height, wide - 0.055, high - 0.95 / height))

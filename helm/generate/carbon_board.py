@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from helm.generate.panels import ANSWERED, GRAMS, MACHINE, OWN, PER_REQUEST, Board, Panel, Query, rate
+from helm.generate.panels import (
+    ANSWERED,
+    GRAMS,
+    GRAMS_UNIT,
+    INTENSITY_UNIT,
+    MACHINE,
+    OWN,
+    PER_REQUEST,
+    Board,
+    Panel,
+    Query,
+    rate,
+    told,
+)
 
 ATTRIBUTED = '{scope="attributed"}'
 """The grams of the same joules that requests owe: idling and other programs have their own."""
@@ -19,19 +32,19 @@ CARBON = Board(
                 Panel(
                     "Per 1,000 requests",
                     "Operational gCO2e. `jouleserve report` adds embodied emissions, boundary and uncertainty.",
-                    "none",
+                    GRAMS_UNIT,
                     (Query(f"1000 * {GRAMS} / {PER_REQUEST}", "gCO2e"),),
                     True,
                 ),
-                Panel("Grams an hour", "gCO2e.", "none", (Query(f"3600 * {GRAMS}", "gCO2e"),), True),
+                Panel("Emitted an hour", "gCO2e.", GRAMS_UNIT, (Query(f"3600 * {GRAMS}", "gCO2e"),), True),
                 Panel(
                     "Intensity",
                     "gCO2e per kWh in force.",
-                    "none",
-                    (Query("max(jouleserve_grid_intensity_grams_per_kwh)", "g/kWh"),),
+                    INTENSITY_UNIT,
+                    (Query(told("jouleserve_grid_intensity_grams_per_kwh"), "intensity"),),
                     True,
                 ),
-                Panel("Its age", "Of that reading.", "s", (Query("max(jouleserve_grid_age_seconds)", "age"),), True),
+                Panel("Its age", "Of that reading.", "s", (Query(told("jouleserve_grid_age_seconds"), "age"),), True),
             ),
         ),
         (
@@ -40,10 +53,10 @@ CARBON = Board(
                 Panel(
                     "Intensity",
                     "Live, or the step of the ladder that stands in for it.",
-                    "none",
+                    INTENSITY_UNIT,
                     (
                         Query(
-                            "max by (zone, provider, kind) (jouleserve_grid_intensity_grams_per_kwh)",
+                            told("jouleserve_grid_intensity_grams_per_kwh", ("zone", "provider", "kind")),
                             "{{zone}} {{provider}} {{kind}}",
                         ),
                     ),
@@ -54,9 +67,9 @@ CARBON = Board(
                     " cheapest point.",
                     "short",
                     (
-                        Query("max(jouleserve_grid_step)", "step of the ladder"),
-                        Query("max(jouleserve_dial_level_ratio)", "dial"),
-                        Query("max by (point, policy) (jouleserve_dial_info)", "{{point}} by {{policy}}"),
+                        Query(told("jouleserve_grid_step"), "step of the ladder"),
+                        Query(told("jouleserve_dial_level_ratio"), "dial"),
+                        Query(told("jouleserve_dial_info", ("point", "policy")), "{{point}} by {{policy}}"),
                     ),
                 ),
                 Panel(
@@ -77,7 +90,8 @@ CARBON = Board(
                     (
                         Query(
                             f"{rate('jouleserve_requests_total', ('variant',), ANSWERED)}"
-                            f" / ignoring (variant) group_left () {rate('jouleserve_requests_total', (), ANSWERED)}",
+                            " / ignoring (variant) group_left ()"
+                            f" ({rate('jouleserve_requests_total', (), ANSWERED)} > 0)",
                             "{{variant}}",
                         ),
                     ),
@@ -85,15 +99,17 @@ CARBON = Board(
                 ),
                 Panel(
                     "Intensity of the joules spent",
-                    "gCO2e per kWh that answering was charged; below the grid's own mean, work moved to cleaner hours.",
-                    "none",
+                    "gCO2e per kWh that answering was charged, cooling left out; below the grid's own mean, work moved"
+                    " to cleaner hours.",
+                    INTENSITY_UNIT,
                     (
                         Query(
                             f"3600000 * {rate('jouleserve_carbon_grams_total', labels=ATTRIBUTED)}"
-                            f" / {rate('jouleserve_attributed_joules_total')}",
-                            "g/kWh of the answers",
+                            f" / ({rate('jouleserve_attributed_joules_total')} > 0)"
+                            " / scalar(max(jouleserve_power_usage_effectiveness_ratio))",
+                            "answers",
                         ),
-                        Query("max(jouleserve_grid_intensity_grams_per_kwh)", "g/kWh of the grid"),
+                        Query(told("jouleserve_grid_intensity_grams_per_kwh"), "grid"),
                     ),
                 ),
             ),
@@ -102,9 +118,9 @@ CARBON = Board(
             "Emitted and saved",
             (
                 Panel(
-                    "Emitted, grams an hour",
-                    "Requests by variant, and idling and overhead that no request owes.",
-                    "none",
+                    "Emitted an hour",
+                    "gCO2e of requests by variant, and of idling and overhead that no request owes.",
+                    GRAMS_UNIT,
                     (
                         Query(
                             f"3600 * {rate('jouleserve_carbon_grams_total', ('scope', 'variant'), OWN)}",
@@ -114,9 +130,9 @@ CARBON = Board(
                     stacked=True,
                 ),
                 Panel(
-                    "Saved, grams an hour",
-                    "Efficiency (fewer joules, at any hour) and timing (falling back in dirtier hours) apart.",
-                    "none",
+                    "Saved an hour",
+                    "gCO2e by efficiency (fewer joules, at any hour) and timing (falling back in dirtier hours) apart.",
+                    GRAMS_UNIT,
                     (Query(f"3600 * {rate('jouleserve_carbon_saved_grams_total', ('mechanism',))}", "{{mechanism}}"),),
                 ),
                 Panel(
@@ -124,8 +140,8 @@ CARBON = Board(
                     "Spent share beside the share of the period that has passed; under the policy budget alone.",
                     "percentunit",
                     (
-                        Query("max(jouleserve_budget_spent_ratio)", "spent"),
-                        Query("max(jouleserve_budget_elapsed_ratio)", "passed"),
+                        Query(told("jouleserve_budget_spent_ratio"), "spent"),
+                        Query(told("jouleserve_budget_elapsed_ratio"), "passed"),
                     ),
                 ),
             ),
@@ -136,8 +152,8 @@ CARBON = Board(
                 Panel(
                     "SCI, operational",
                     "gCO2e per request (ISO/IEC 21031: operational part, idling included, over the functional unit).",
-                    "none",
-                    (Query(f"{GRAMS} / {PER_REQUEST}", "g per request"),),
+                    GRAMS_UNIT,
+                    (Query(f"{GRAMS} / {PER_REQUEST}", "a request"),),
                 ),
                 Panel(
                     "Energy of the day",

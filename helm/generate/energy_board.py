@@ -40,7 +40,7 @@ ENERGY = Board(
                     (
                         Query(
                             f"{rate('jouleserve_idle_joules_total', labels=MACHINE)}"
-                            f" / {rate('jouleserve_energy_joules_total', labels=MACHINE)}",
+                            f" / ({rate('jouleserve_energy_joules_total', labels=MACHINE)} > 0)",
                             "idle",
                         ),
                     ),
@@ -122,12 +122,19 @@ ENERGY = Board(
                 ),
                 Panel(
                     "Estimated against measured",
-                    "Watts by source, and the half width of each source's band.",
-                    "short",
+                    "Watts by source.",
+                    "watt",
+                    (Query(rate("jouleserve_energy_joules_total", ("source",), MACHINE), "{{source}}"),),
+                    stacked=True,
+                ),
+                Panel(
+                    "Error bands",
+                    "Half width of each source's band: of all its joules, and of those above idling.",
+                    "percentunit",
                     (
-                        Query(rate("jouleserve_energy_joules_total", ("source",), MACHINE), "{{source}} W"),
+                        Query("max by (source) (jouleserve_energy_relative_uncertainty_ratio)", "{{source}}"),
                         Query(
-                            "max by (source) (jouleserve_energy_relative_uncertainty_ratio)", "{{source}} uncertainty"
+                            "max by (source) (jouleserve_dynamic_relative_uncertainty_ratio)", "{{source}} above idling"
                         ),
                     ),
                 ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -10,13 +11,19 @@ from typing import Any
 from grafana_foundation_sdk.builders import barchart, common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import (
+    BigValueTextMode,
     LegendDisplayMode,
     LegendPlacement,
     StackingMode,
     TimeZoneBrowser,
     TooltipDisplayMode,
 )
-from grafana_foundation_sdk.models.dashboard import DataSourceRef, DataTransformerConfig
+from grafana_foundation_sdk.models.dashboard import (
+    DataSourceRef,
+    DataTransformerConfig,
+    VariableOption,
+    VariableRefresh,
+)
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -28,9 +35,16 @@ ANSWERED = '{variant!="",outcome=~"ok|error|cancelled"}'
 """What an operating point computed."""
 
 
+RELEASE = 'namespace=~"$namespace",job=~"$job"'
+"""The releases that the viewer chose: a Prometheus may know several, whose figures are not to be added up unseen."""
+SERVING = "and on (namespace, job, instance) (jouleserve_replicas > 0)"
+"""Of machines that serve: one that replicas left keeps what it was told last of grid, dial and budget."""
+GRAMS_UNIT, INTENSITY_UNIT = "massg", "suffix:gCO2e/kWh"
+
+
 @dataclass(frozen=True)
 class Query:
-    """An expression in PromQL; `legend` may name labels as `{{label}}`."""
+    """An expression in PromQL, of all releases; `legend` may name labels as `{{label}}`."""
 
     expr: str
     legend: str
@@ -47,13 +61,15 @@ class Bars:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves over time, or the latest value of each query: in large print (`single`), or of its one query as `bars`."""
+    """Curves over time, or the latest value of each query: in large print (`single`; with `named`, its legend in place
+    of the value), or of its one query as `bars`."""
 
     title: str
     text: str
     unit: str
     queries: tuple[Query, ...]
     single: bool = False
+    named: bool = False
     stacked: bool = False
     bars: Bars | None = None
 
@@ -84,6 +100,8 @@ def to_json(board: Board) -> str:
         .timezone(TimeZoneBrowser)
         .editable()
         .with_variable(dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
+        .with_variable(_releases_by("namespace", "jouleserve_build_info"))
+        .with_variable(_releases_by("job", 'jouleserve_build_info{namespace=~"$namespace"}'))
     )
     for title, panels in board.rows:
         built = built.with_row(dashboard.Row(title))
@@ -92,20 +110,42 @@ def to_json(board: Board) -> str:
     return JSONEncoder(sort_keys=True, indent=1).encode(built.build()) + "\n"
 
 
+def scoped(expr: str) -> str:
+    """The expression, of the chosen releases alone."""
+    begun = re.sub(r"(jouleserve_[a-z0-9_]+)\{", rf"\1{{{RELEASE},", expr)
+    return re.sub(r"(jouleserve_[a-z0-9_]+)(?![a-z0-9_{])", rf"\1{{{RELEASE}}}", begun)
+
+
+def _releases_by(label: str, series: str) -> Any:
+    """A choice among the values of a label; all at first, and series that do not have it."""
+    return (
+        dashboard.QueryVariable(label)
+        .datasource(SOURCE)
+        .query({"query": f"label_values({series}, {label})", "refId": label})
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(VariableOption(text="All", value="$__all"))
+    )
+
+
 def _panel(panel: Panel, width: int) -> Any:
     latest = panel.single or panel.bars is not None
-    made: Any = _single() if panel.single else _bars(panel.bars) if panel.bars else _curves(panel.stacked)
+    made: Any = _single(panel.named) if panel.single else _bars(panel.bars) if panel.bars else _curves(panel.stacked)
     made = made.title(panel.title).description(panel.text).unit(panel.unit).datasource(SOURCE)
     for letter, query in zip(ascii_uppercase, panel.queries, strict=False):
-        target = prometheus.Dataquery().ref_id(letter).expr(query.expr).legend_format(query.legend).datasource(SOURCE)
+        target = prometheus.Dataquery().ref_id(letter).expr(scoped(query.expr)).datasource(SOURCE)
+        target = target.legend_format(query.legend)
         if panel.bars:
             target = target.format(PromQueryFormat.TABLE)
         made = made.with_target(target.instant() if latest else target.range())
     return made.span(width).height(HEIGHT // 2 if panel.single else HEIGHT)
 
 
-def _single() -> Any:
-    return stat.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+def _single(named: bool) -> Any:
+    made = stat.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    return made.text_mode(BigValueTextMode.NAME) if named else made
 
 
 def _bars(bars: Bars) -> Any:
@@ -162,6 +202,11 @@ def quantile(share: float, histogram: str, by: Sequence[str] = (), labels: str =
     return f"histogram_quantile({share}, {rate(f'{histogram}_bucket', ('le', *by), labels)})"
 
 
+def told(metric: str, by: Sequence[str] = ()) -> str:
+    """What the conductor tells all machines alike, once, by the labels in `by`."""
+    return f"{over('max', by)} ({metric} {SERVING})"
+
+
 def over(function: str, by: Sequence[str]) -> str:
     """`sum by (a, b)`, or `sum` alone."""
     return f"{function} by ({', '.join(by)})" if by else function
@@ -170,5 +215,6 @@ def over(function: str, by: Sequence[str]) -> str:
 OWN = '{scope!="other"}'
 """Grams of the service: its requests, overhead and the machine's idling; other programs have their own."""
 GRAMS = rate("jouleserve_carbon_grams_total", labels=OWN)
-PER_REQUEST = rate("jouleserve_requests_total", labels='{outcome=~"ok|cached"}')
-"""Texts that got an answer, a second."""
+ANSWERS = rate("jouleserve_requests_total", labels='{outcome=~"ok|cached"}')
+PER_REQUEST = f"({ANSWERS} > 0)"
+"""Texts that got an answer, a second, where there were any: nothing is so many joules or grams a request of none."""

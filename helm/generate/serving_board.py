@@ -21,7 +21,7 @@ SERVING = Board(
                 ),
                 Panel(
                     "Texts by variant and class",
-                    "What answered.",
+                    "What computed them; cached answers are left out.",
                     "reqps",
                     (
                         Query(
@@ -71,7 +71,9 @@ SERVING = Board(
                     "Mean and 99th percentile.",
                     "short",
                     (
-                        Query(f"{rate('jouleserve_batch_rows_sum')} / {rate('jouleserve_batch_rows_count')}", "mean"),
+                        Query(
+                            f"{rate('jouleserve_batch_rows_sum')} / ({rate('jouleserve_batch_rows_count')} > 0)", "mean"
+                        ),
                         Query(quantile(0.99, "jouleserve_batch_rows"), "p99"),
                     ),
                 ),
@@ -81,7 +83,8 @@ SERVING = Board(
                     "short",
                     (
                         Query(
-                            f"{rate('jouleserve_batch_tokens_sum')} / {rate('jouleserve_batch_tokens_count')}", "mean"
+                            f"{rate('jouleserve_batch_tokens_sum')} / ({rate('jouleserve_batch_tokens_count')} > 0)",
+                            "mean",
                         ),
                         Query(quantile(0.99, "jouleserve_batch_tokens"), "p99"),
                     ),
@@ -92,7 +95,8 @@ SERVING = Board(
                     "percentunit",
                     (
                         Query(
-                            f"1 - {rate('jouleserve_batch_real_tokens_total')} / {rate('jouleserve_batch_tokens_sum')}",
+                            f"1 - {rate('jouleserve_batch_real_tokens_total')}"
+                            f" / ({rate('jouleserve_batch_tokens_sum')} > 0)",
                             "padding",
                         ),
                     ),
@@ -109,7 +113,7 @@ SERVING = Board(
                     (
                         Query(
                             f"{rate('jouleserve_cache_hits_total')} / ({rate('jouleserve_cache_hits_total')}"
-                            f" + {rate('jouleserve_cache_misses_total')})",
+                            f" + {rate('jouleserve_cache_misses_total')} > 0)",
                             "hits",
                         ),
                     ),
@@ -151,7 +155,8 @@ SERVING = Board(
                     "That runs.",
                     "short",
                     (Query("max by (version) (jouleserve_build_info)", "{{version}}"),),
-                    True,
+                    single=True,
+                    named=True,
                 ),
             ),
         ),

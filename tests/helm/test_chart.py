@@ -73,7 +73,10 @@ def test_values_against_the_schema_are_refused_by_name(chart: Any, values: dict[
             "use metering.mode pod",
         ),
         ({"mode": "RayService", "settings": {"server": {"replicas": 2}}}, "asks for 2 replicas and a pod holds one"),
-        ({"mode": "RayService", "settings": {"server": {"max_replicas": 3}}}, "asks for 3 replicas and a pod holds one"),
+        (
+            {"mode": "RayService", "settings": {"server": {"max_replicas": 3}}},
+            "asks for 3 replicas and a pod holds one",
+        ),
         ({"mode": "RayService", "podDisruptionBudget": {"maxUnavailable": "50%"}}, "give a whole number"),
         ({"deployment": {"replicas": 2}, "jobs": {"claim": "jobs"}}, "jobs.claim: one pod owns the jobs"),
         ({"keda": {"enabled": True}, "jobs": {"claim": "jobs"}}, "jobs.claim: one pod owns the jobs"),

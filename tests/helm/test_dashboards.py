@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from helm.generate.boards import BOARDS
-from helm.generate.panels import Board, Query, to_json
+from helm.generate.panels import RELEASE, Board, Query, scoped, to_json
 from loadtest.client import Question
 from loadtest.served import Served, free_port, serve
 from loadtest.standing import load
@@ -65,6 +65,48 @@ def test_a_dashboard_explains_each_panel_and_asks_for_what_is_exposed(board: Boa
             assert [target["format"] for target in panel["targets"]] == ["table"]
     asked = {name for query in board.queries() for name in re.findall(r"jouleserve_[a-z0-9_]+", query.expr)}
     assert asked <= exposed()
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_a_dashboard_shows_the_releases_that_were_chosen_and_no_other(board: Board) -> None:
+    made = json.loads(to_json(board))
+    chosen = {one["name"]: one for one in made["templating"]["list"]}
+    for name in ("namespace", "job"):
+        assert chosen[name]["includeAll"] is chosen[name]["multi"] is True
+        assert chosen[name]["allValue"] == ".*", "a series without the label is shown, too"
+        assert "jouleserve_build_info" in chosen[name]["query"]["query"]
+    for panel in made["panels"]:
+        for target in panel.get("targets", []):
+            asked = re.findall(r"jouleserve_[a-z0-9_]+(\{[^}]*\})?", target["expr"])
+            assert asked
+            assert all(one.startswith(f"{{{RELEASE}") for one in asked), target["expr"]
+
+
+def test_choosing_a_release_keeps_what_an_expression_asks_for_besides() -> None:
+    assert scoped('a(jouleserve_x{b="c"}[5m]) / (jouleserve_y > 0)') == (
+        f'a(jouleserve_x{{{RELEASE},b="c"}}[5m]) / (jouleserve_y{{{RELEASE}}} > 0)'
+    )
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_no_panel_divides_by_what_may_be_nothing(board: Board) -> None:
+    """While nobody asks, grams over requests would be infinitely many."""
+    for query in board.queries():
+        for divided in re.findall(r"/ (?:ignoring \(\w+\) group_left \(\) )?(.{20})", query.expr):
+            assert divided.startswith(("(", "3.6e6", "scalar(")), query.expr
+
+
+def test_the_intensity_of_the_answers_is_the_grids_where_cooling_costs_as_much_again() -> None:
+    """Grams hold the cooling that joules do not; a g/kWh of the one over the other would look dirty for ever."""
+    (query,) = [
+        one for board in BOARDS.values() for one in board.queries() if one.legend == "answers" and "3600000" in one.expr
+    ]
+    assert query.expr.endswith("/ scalar(max(jouleserve_power_usage_effectiveness_ratio))")
+
+
+def test_a_panel_that_tells_what_runs_names_it() -> None:
+    (panel,) = [one for one in json.loads(to_json(BOARDS["serving"]))["panels"] if one["title"] == "Release"]
+    assert panel["options"]["textMode"] == "name", "its value is 1"
 
 
 def test_no_panel_charges_the_service_with_the_grams_of_other_programs() -> None:
@@ -147,8 +189,9 @@ def ask(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[As
 
 
 def shown(query: Query) -> str:
-    """The expression as Grafana would send it."""
-    return query.expr.replace("$__rate_interval", "10s").replace("$__range", "10s")
+    """The expression as Grafana would send it before any release is chosen."""
+    expr = scoped(query.expr).replace("$namespace", ".*").replace("$job", ".*")
+    return expr.replace("$__rate_interval", "10s").replace("$__range", "10s")
 
 
 def has_data(found: list[dict[str, Any]]) -> bool:

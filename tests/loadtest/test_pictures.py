@@ -49,7 +49,7 @@ def answering(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
 
 
 def panel(kind: str, y: int, unit: str = "watt") -> dict[str, Any]:
-    target = {"expr": "rate(a[$__rate_interval])", "legendFormat": "{{domain}} W"}
+    target = {"expr": 'rate(a{job=~"$job"}[$__rate_interval])', "legendFormat": "{{domain}} W"}
     place = {"x": 0, "y": y, "w": 24, "h": 8}
     return {
         "type": kind,
@@ -70,7 +70,14 @@ def test_a_legend_is_filled_in_and_an_unknown_label_is_empty() -> None:
 
 @pytest.mark.parametrize(
     ("unit", "value", "text"),
-    [("watt", 0.0123, "12.3 mW"), ("percentunit", 0.5, "50%"), ("s", 0, "0 s"), ("bytes", 2e9, "2 GB")],
+    [
+        ("watt", 0.0123, "12.3 mW"),
+        ("percentunit", 0.5, "50%"),
+        ("s", 0, "0 s"),
+        ("bytes", 2e9, "2 GB"),
+        ("massg", 2e-3, "2 mg"),
+        ("suffix:gCO2e/kWh", 1234, "1234 gCO2e/kWh"),
+    ],
 )
 def test_values_are_written_in_the_panels_unit(unit: str, value: float, text: str) -> None:
     assert shown(unit)(value) == text
@@ -79,7 +86,7 @@ def test_values_are_written_in_the_panels_unit(unit: str, value: float, text: st
 def test_what_is_no_number_is_left_out_and_the_interval_is_filled_in() -> None:
     with answering([ROW]) as (url, asked):
         (series,) = ask(url, panel("timeseries", 0), SPAN)
-    assert asked == ["rate(a[16s])"]
+    assert asked == ['rate(a{job=~".*"}[16s])']
     assert series.name == "package W"
     assert len(series.values) == 30
 
