@@ -152,10 +152,14 @@ def make_report(
         Path | None, typer.Option(help="Folder of hourly totals; by default that of the run folder.")
     ] = None,
     prometheus: Annotated[str | None, typer.Option(help="URL of a Prometheus that scrapes /metrics, instead.")] = None,
-    tariff: Annotated[float, typer.Option(min=0, help="Price of a kWh.")] = 0.30,
+    tariff: Annotated[float, typer.Option(min=0, max=1e9, help="Price of a kWh.")] = 0.30,
     currency: Annotated[str, typer.Option(help="Of the tariff.")] = "EUR",
-    embodied_kg: Annotated[float | None, typer.Option(min=0, help="kgCO2e of the server's manufacture.")] = None,
-    lifespan_years: Annotated[float | None, typer.Option(min=0.1, help="Years that the server is used.")] = None,
+    embodied_kg: Annotated[
+        float | None, typer.Option(min=0, max=1e6, help="kgCO2e of the server's manufacture.")
+    ] = None,
+    lifespan_years: Annotated[
+        float | None, typer.Option(min=0.1, max=100, help="Years that the server is used.")
+    ] = None,
     resource_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the server reserved for this.")] = 1.0,
     config: ConfigOption = None,
     assign: SetOption = [],  # noqa: B006
@@ -215,7 +219,7 @@ def replay(
     load: Annotated[
         str, typer.Option(help="flat, diurnal, a CSV of times and requests, or a Prometheus server's address.")
     ] = "flat",
-    rate: Annotated[float, typer.Option(min=0, help="Mean requests a second of flat and diurnal load.")] = 1.0,
+    rate: Annotated[float, typer.Option(min=0, max=1e9, help="Mean requests a second of flat and diurnal load.")] = 1.0,
     family: Annotated[str | None, typer.Option(help="Family whose operating points are replayed.")] = None,
     small_share: Annotated[
         float | None, typer.Option(help="Instead of a family: a cheaper point at this share of the joules.")
@@ -223,39 +227,50 @@ def replay(
     policy: Annotated[list[str], typer.Option(help="Policy to replay; repeatable.")] = [],  # noqa: B006
     sweep: Annotated[bool, typer.Option("--sweep", help="Draw the frontier over the thresholds.")] = False,
     want: Annotated[float, typer.Option(min=0, max=1, help="Share at full quality that --sweep looks for.")] = 0.5,
-    utc_offset: Annotated[float, typer.Option(help="Local time's offset in hours, for diurnal load.")] = 0.0,
-    stale_hours: Annotated[float, typer.Option(min=0, help="Readings come so late.")] = 0.0,
-    outage_hours: Annotated[float, typer.Option(min=0, help="Once a week or so the feed is dead for so long.")] = 0.0,
+    utc_offset: Annotated[
+        float, typer.Option(min=-14, max=14, help="Local time's offset in hours, for diurnal load.")
+    ] = 0.0,
+    stale_hours: Annotated[float, typer.Option(min=0, max=8784, help="Readings come so late.")] = 0.0,
+    outage_hours: Annotated[
+        float, typer.Option(min=0, max=174, help="Once a week or so the feed is dead for so long.")
+    ] = 0.0,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a plot (needs matplotlib).")] = None,
     config: ConfigOption = None,
     assign: SetOption = [],  # noqa: B006
 ) -> None:
     """What would these settings have done? Recorded grid and load through the policies that serve."""
-    from server.replay import command, report
+    from server.replay import command, frontier, report
     from server.replay.simulate import Faults
 
     named = [] if family is None else [f"model.family={family}"]
     settings = _settings(config, [*assign, *named]).settings
-    shaping = settings.shaping
     points = command.family_points(settings.model) if small_share is None else command.made_up_points(small_share)
-    course, figures, frontier = command.run(
+    chosen = [frontier.changed(settings.shaping, policy=name) for name in policy] or [settings.shaping]
+    course, figures, trials = command.run(
         grid=grid,
         load=load,
         rate=rate,
         points=points,
-        settings=[command.changed(shaping, policy=name) for name in policy] or [shaping],
+        settings=chosen,
         faults=Faults(stale_hours * 3600, outage_hours * 3600),
         utc_offset_h=utc_offset,
         sweeping=sweep,
+        want=want,
         out=out,
         plot=plot,
         known=settings,
     )
     console.print(report.table(figures, f"{course.zone}, {course.days:.0f} days from {course.start:%Y-%m-%d}"))
-    if frontier:
-        console.print(report.table([one for _, one in frontier], "frontier"))
-        console.print(command.settings_for(frontier, want), highlight=False, soft_wrap=True)
+    if course.known_share < 1:
+        gaps = f"{1 - course.known_share:.1%} of the time has no intensity: its answers and kWh count, for no grams"
+        console.print(gaps, highlight=False, soft_wrap=True)
+    if trials:
+        console.print(report.table([one for _, one in trials], "frontier"))
+        console.print(frontier.settings_for(trials, chosen[0], want), highlight=False, soft_wrap=True)
+    for path in (out, plot):
+        if path is not None:
+            console.print(f"written: {path}", highlight=False, soft_wrap=True)
 
 
 @models_app.command("list")

@@ -43,6 +43,8 @@ class Recording:
     times: tuple[datetime, ...]
     grams_per_kwh: tuple[float | None, ...]
     step: timedelta
+    column: str = ""
+    """Name of the column of the values; "" where there is no header."""
 
     @property
     def start(self) -> datetime:
@@ -91,7 +93,8 @@ def read_recording(
     if len(times) < 2:
         raise BadRecording(f"{path}: fewer than two rows; give a series")
     steps = Counter(later - earlier for earlier, later in pairwise(times))
-    return Recording(tuple(times), tuple(values), steps.most_common(1)[0][0])
+    column = rows[0][value_column].strip().lower() if first else ""
+    return Recording(tuple(times), tuple(values), steps.most_common(1)[0][0], column)
 
 
 def read_forecasts(path: Path) -> dict[datetime, tuple[float, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
@@ -15,15 +15,16 @@ from server.replay.figures import years_of
 from server.replay.simulate import Played, fixed, oracle_level
 
 
-def standing(course: Course, points: Sequence[OperatingPoint], full_share: float) -> list[Played]:
-    """Always full, always the cheapest, a carbon-blind mix and the yearly oracle, the last two at `full_share`."""
-    cheap = 1 - full_share
-    best = oracle_level(course, [(begin, end, cheap) for begin, end, _ in years_of(course)])
+def standing(course: Course, points: Sequence[OperatingPoint], full_share_by_year: Mapping[str, float]) -> list[Played]:
+    """Always full, always the cheapest, a carbon-blind mix and the yearly oracle: the last two at the shares of each
+    calendar year, as a policy that keeps more quality in one year than in another could else beat hindsight."""
+    cheap = [(begin, end, 1 - full_share_by_year[name]) for begin, end, name in years_of(course)]
+    mix = np.concatenate([np.full(end - begin, share) for begin, end, share in cheap])
     return [
         fixed(course, points, 0.0, "always full"),
         fixed(course, points, 1.0, "always small"),
-        fixed(course, points, cheap, "carbon-blind mix"),
-        fixed(course, points, best, "oracle"),
+        fixed(course, points, mix, "carbon-blind mix"),
+        fixed(course, points, oracle_level(course, cheap), "oracle"),
     ]
 
 

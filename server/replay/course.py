@@ -41,6 +41,11 @@ class Course:
         """Length in days."""
         return len(self) * self.step_s / 86_400
 
+    @property
+    def known_share(self) -> float:
+        """Share of the steps whose intensity is recorded."""
+        return float(np.isfinite(self.grams_per_kwh).mean())
+
     def times(self) -> npt.NDArray[np.datetime64]:
         """Start of every step, UTC."""
         first = np.datetime64(self.start.replace(tzinfo=None), "s")
@@ -67,6 +72,8 @@ def course_of(zone: str, recording: Recording, load: str, utc_offset_h: float = 
     held = max(1, round(recording.step / step))
     step_s = recording.step.total_seconds() / held
     grams = np.repeat(_even(recording), held)
+    if not np.isfinite(grams).any():
+        raise ReplayError(f"--grid: {zone} holds no intensity, only empty rows; give a recording with some")
     course = Course(zone, recording.start, step_s, grams, np.ones(len(grams)))
     return with_load(course, load, utc_offset_h)
 
@@ -107,7 +114,7 @@ def _even(recording: Recording) -> Floats:
 
 def _recorded_load(load: str, hours: Floats) -> Floats:
     """Mean requests a second by hour of the week of the recording, looked up for every step."""
-    recording = read_load(load)
+    recording = read_load(load)  # requests a second
     monday = datetime(1970, 1, 5, tzinfo=recording.start.tzinfo)
     sums, counts = np.zeros(168), np.zeros(168)
     for time, value in zip(recording.times, recording.grams_per_kwh, strict=True):
@@ -118,5 +125,5 @@ def _recorded_load(load: str, hours: Floats) -> Floats:
     if not sums.any():
         raise ReplayError(f"--load: {load} holds no requests; give a recording with some")
     means = np.where(counts > 0, sums / np.maximum(counts, 1), sums.sum() / counts.sum())
-    rates: Floats = means[(hours.astype(np.int64)) % 168] / recording.step.total_seconds()
+    rates: Floats = means[(hours.astype(np.int64)) % 168]
     return rates

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from models.manifest import OperatingPoint
 from server.replay.course import Course, Floats
 from server.replay.simulate import Played, oracle_level
+from server.settings import ShapingSettings
 
 JOULES_PER_KWH = 3_600_000.0
 HOUR_S = 3600.0
@@ -105,3 +107,21 @@ def _worst_hour(course: Course, accuracy: Floats) -> float:
     if hours == 0:
         return float(accuracy.min())
     return float(accuracy[: hours * steps].reshape(hours, steps).mean(axis=1).min())
+
+
+def allowed(points: Sequence[OperatingPoint], settings: ShapingSettings) -> tuple[OperatingPoint, OperatingPoint]:
+    """Full quality and the cheapest point that standard requests may be answered by."""
+    last = len(points) - 1
+    if settings.fallback_point is not None:
+        last = next((i for i, point in enumerate(points) if point.name == settings.fallback_point), 0)
+    floor = settings.floors.standard
+    return points[0], next((points[i] for i in range(last, 0, -1) if points[i].relative_accuracy >= floor), points[0])
+
+
+def swing_joules(points: Sequence[OperatingPoint], settings: ShapingSettings) -> float:
+    """What the dial moves from end to end, joules per 1,000 answers (CPU-seconds where joules were not measured)."""
+    best, least = allowed(points, settings)
+    joules = best.answer_joules_per_1k, least.answer_joules_per_1k
+    if joules[0] is not None and joules[1] is not None:
+        return joules[0] - joules[1]
+    return best.answer_cpu_seconds_per_1k - least.answer_cpu_seconds_per_1k

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def table(figures: Sequence[Figures], title: str) -> Table:
     for one in figures:
         found.add_row(
             one.policy,
-            f"{one.gco2e / GRAMS_PER_KG:.3f}",
-            f"{one.kwh:.3f}",
+            f"{one.gco2e / GRAMS_PER_KG:.4g}",
+            f"{one.kwh:.4g}",
             f"{one.full_share:.1%}",
             f"{one.relative_accuracy:.1%}",
             f"{one.worst_hour_accuracy:.1%}",
@@ -52,6 +53,7 @@ def write_json(path: Path, course: Course, figures: Sequence[Figures], **more: A
         "zone": course.zone,
         "start": course.start.isoformat(),
         "days": round(course.days, 3),
+        "known_share": round(course.known_share, 6),
         "figures": [one.to_dict() for one in figures],
         **more,
     }
@@ -77,32 +79,57 @@ def plot(path: Path, course: Course, played: Sequence[Played], frontier: Sequenc
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = 2 if frontier else 1
-    figure, axes = pyplot.subplots(rows, 1, figsize=(10, 4 * rows), squeeze=False)
-    steps = min(len(course), round(14 * 86_400 / course.step_s))
-    begin = _liveliest(course, steps)
-    window = slice(begin, begin + steps)
-    times = course.times()[window]
-    top = axes[0][0]
-    top.plot(times, course.grams_per_kwh[window], color="#777777", linewidth=1)
-    top.set_ylabel("gCO2e/kWh")
-    dial = top.twinx()
-    for one in played:
-        dial.step(times, 1 - one.level[window], where="post", label=one.name, linewidth=1.2)
-    dial.set_ylabel("share at full quality")
-    dial.legend(loc="upper right")
+    rows = 1 + len(played) + bool(frontier)
+    heights = [3, *[1] * len(played), *([4] if frontier else [])]
+    figure = pyplot.figure(figsize=(10, 1.2 * sum(heights)), layout="constrained")
+    axes = figure.subplots(rows, 1, height_ratios=heights, squeeze=False)[:, 0]
+    _draw_course(axes[: 1 + len(played)], course, played)
     if frontier:
-        low = axes[1][0]
-        low.plot([one.full_share for one in frontier], [one.gco2e / GRAMS_PER_KG for one in frontier], marker="o")
-        low.set_xlabel("share at full quality")
-        low.set_ylabel("kgCO2e")
-    figure.tight_layout()
+        _draw_frontier(axes[-1], frontier)
+    buffer = BytesIO()
     try:
-        figure.savefig(path)
+        figure.savefig(buffer, format=path.suffix.removeprefix(".") or "png")
+        write_atomic(path, buffer.getvalue())
     except (OSError, ValueError) as error:
         raise ReplayError(f"--plot: {path}: {error}; give a path such as replay.png or replay.svg") from None
     finally:
         pyplot.close(figure)
+
+
+def _draw_course(axes: Sequence[Any], course: Course, played: Sequence[Played]) -> None:
+    """The intensity, and below it a strip for every policy."""
+    from matplotlib.dates import ConciseDateFormatter
+
+    steps = min(len(course), round(14 * 86_400 / course.step_s))
+    begin = _liveliest(course, steps)
+    window = slice(begin, begin + steps)
+    times = course.times()[window]
+    axes[0].plot(times, course.grams_per_kwh[window], color="#5b3fa0", linewidth=1)
+    axes[0].set_ylabel("gCO2e/kWh")
+    axes[0].set_ylim(bottom=0)
+    axes[0].set_title(f"{course.zone}: the fortnight in which the grid varies the most (UTC)", fontsize="medium")
+    for strip, one in zip(axes[1:], played, strict=True):
+        strip.fill_between(times, 1 - one.level[window], step="post", color="#0a7055", alpha=0.6, linewidth=0)
+        strip.set_ylim(0, 1)
+        strip.set_yticks([0, 1], ["small", "full"])
+        strip.set_ylabel(one.name, rotation=0, ha="right", va="center")
+    for one in axes:
+        one.set_xlim(times[0], times[-1])
+        one.tick_params(labelbottom=one is axes[-1])
+        one.xaxis.set_major_formatter(ConciseDateFormatter(one.xaxis.get_major_locator()))
+
+
+def _draw_frontier(axis: Any, frontier: Sequence[Figures]) -> None:
+    """What was tried, beside a mix that does not look at the grid."""
+    shares = [100 * one.full_share for one in frontier]
+    blind = [(one.gco2e + one.timing_gco2e) / GRAMS_PER_KG for one in frontier]
+    axis.plot(shares, blind, color="#8a959b", linestyle="--", label="carbon-blind mix")
+    kilograms = [one.gco2e / GRAMS_PER_KG for one in frontier]
+    axis.plot(shares, kilograms, color="#0a7055", marker="o", label=frontier[0].policy)
+    axis.set_xlabel("answers at full quality, %")
+    axis.set_ylabel("kgCO2e")
+    axis.set_ylim(bottom=0)
+    axis.legend()
 
 
 def _liveliest(course: Course, steps: int) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from server.replay.errors import ReplayError
 from server.settings import Settings
 from server.shaping.providers import make_ladder
 
-LOAD_COLUMNS = ("count", "requests", "requests_per_s", "load", "value")
+RATE_COLUMN = "requests_per_s"
+LOAD_COLUMNS = ("count", "requests", RATE_COLUMN, "load", "value")
+"""Requests in the row's period, but for the rate."""
 LOAD_DAYS = 28
 LOAD_QUERY = 'sum(increase(jouleserve_requests_total{class="standard",outcome!="refused"}[1h]))'
 PROMETHEUS_TIMEOUT_S = 30.0
@@ -40,13 +43,21 @@ def read_grid(grid: str, settings: Settings) -> tuple[str, Recording]:
 
 
 def read_load(load: str) -> Recording:
-    """Requests by hour of a CSV's path or of a Prometheus server's address. Raises ReplayError."""
+    """Requests a second of a CSV's path or of a Prometheus server's address. Raises ReplayError."""
     if load.startswith(("http://", "https://")):
-        return _load_of_prometheus(load)
+        return _per_second(_load_of_prometheus(load))
     try:
-        return read_recording(Path(load), LOAD_COLUMNS, _countable)
+        recording = read_recording(Path(load), LOAD_COLUMNS, _countable)
     except BadRecording as error:
         raise ReplayError(f"--load: {error}; or give flat or diurnal") from None
+    return recording if recording.column == RATE_COLUMN else _per_second(recording)
+
+
+def _per_second(counted: Recording) -> Recording:
+    """Of requests in every step, requests a second."""
+    step_s = counted.step.total_seconds()
+    rates = tuple(None if count is None else count / step_s for count in counted.grams_per_kwh)
+    return replace(counted, grams_per_kwh=rates)
 
 
 def _known_of(grid: str, settings: Settings) -> tuple[str, Recording]:

@@ -20,9 +20,9 @@ from rich.table import Table
 from energy.grid.replay import read_forecasts
 from models.store import write_atomic
 from server.replay.baselines import forecast_level, trailing_level
-from server.replay.command import made_up_points, swing_joules
+from server.replay.command import made_up_points
 from server.replay.course import Course, read_course, with_load
-from server.replay.figures import Figures, figures_of, years_of
+from server.replay.figures import Figures, figures_of, swing_joules, years_of
 from server.replay.simulate import Faults, Played, fixed, simulate
 from server.settings import ShapingSettings
 

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from server.cli import app
 from server.replay.baselines import forecast_level, standing, trailing_level
-from server.replay.command import allowed, changed, made_up_points, run, settings_for, sweep, swing_joules
+from server.replay.command import made_up_points, run
 from server.replay.course import Course, read_course, with_load
 from server.replay.errors import ReplayError
-from server.replay.figures import figures_of, years_of
+from server.replay.figures import allowed, figures_of, swing_joules, years_of
+from server.replay.frontier import CLOSE, changed, settings_for, sweep
 from server.replay.simulate import Faults, fixed, oracle_level, simulate
 from server.settings import Settings, ShapingSettings
 
@@ -45,7 +46,7 @@ def write_csv(path: Path, days: int = 10, gap: int | None = None) -> Path:
 
 def test_grams_and_kilowatt_hours_of_the_fixed_policies_are_as_computed_by_hand() -> None:
     even = Course("Z", BEGIN, 3600, np.full(100, 360.0), np.full(100, 10.0))
-    full, small, mix, _ = (figures_of(even, one, SWING_J) for one in standing(even, POINTS, 0.5))
+    full, small, mix, _ = (figures_of(even, one, SWING_J) for one in standing(even, POINTS, {"2024": 0.5}))
     # 100 h of 10 requests a second, a joule each: a kWh.
     assert (full.kwh, full.gco2e) == (pytest.approx(1), pytest.approx(360))
     assert (small.kwh, small.gco2e) == (pytest.approx(0.5), pytest.approx(180))
@@ -68,9 +69,21 @@ def test_nothing_beats_the_oracle_and_percentile_comes_close() -> None:
     ours = figures_of(one, simulate(one, POINTS, chosen), SWING_J)
     assert 0.85 < ours.of_oracle <= 1
     assert ours.full_share == pytest.approx(0.5, abs=0.04)
-    oracle = figures_of(one, standing(one, POINTS, ours.full_share)[3], SWING_J)
+    oracle = figures_of(one, standing(one, POINTS, ours.full_share_by_year)[3], SWING_J)
     assert oracle.of_oracle == pytest.approx(1)
     assert oracle.gco2e < ours.gco2e
+
+
+def test_hindsight_is_not_beaten_by_keeping_more_quality_in_one_year_than_in_another() -> None:
+    days = 2 * 366
+    dirty_2020 = np.where(np.arange(24 * days) < 24 * 366, 500.0, 100.0)
+    one = Course("Z", datetime(2020, 1, 1, tzinfo=UTC), 3600, dirty_2020, np.ones(24 * days))
+    chosen = fixed(one, POINTS, np.where(np.arange(24 * days) < 24 * 366, 0.9, 0.1), "chosen")
+    ours = figures_of(one, chosen, SWING_J)
+    mix, oracle = (figures_of(one, two, SWING_J) for two in standing(one, POINTS, ours.full_share_by_year)[2:])
+    assert oracle.full_share == mix.full_share == pytest.approx(ours.full_share)
+    assert oracle.gco2e <= ours.gco2e * (1 + 1e-9)
+    assert ours.timing_gco2e == pytest.approx(mix.gco2e - ours.gco2e, abs=1e-6)
 
 
 def test_the_same_replay_gives_the_same_figures() -> None:
@@ -130,6 +143,15 @@ def test_a_load_recording_is_laid_over_the_course_by_hour_of_the_week(tmp_path: 
     loaded = with_load(course(21), str(path))
     assert set(loaded.load.tolist()) == {1.0, 2.0}
     assert (loaded.load[18::48] == 2).all()
+    path.write_text(path.read_text().replace("time,count", "time,requests_per_s"))
+    assert set(with_load(course(21), str(path)).load.tolist()) == {3600.0, 7200.0}
+
+
+def test_a_recording_without_any_intensity_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.csv"
+    path.write_text("time,grams\n" + "\n".join(f"2024-01-01T{hour:02}:00Z," for hour in range(24)))
+    with pytest.raises(ReplayError, match="holds no intensity"):
+        read_course(path, "flat")
 
 
 def test_a_year_of_a_few_days_belongs_to_its_neighbour() -> None:
@@ -139,16 +161,33 @@ def test_a_year_of_a_few_days_belongs_to_its_neighbour() -> None:
     assert years_of(two) == [(0, 8784, "2020"), (8784, 17_544, "2021")]
 
 
-def test_a_sweep_names_the_settings_for_a_wanted_quality() -> None:
-    one = course(20)
-    for policy, word in (("percentile", "shaping.full_share=0."), ("threshold", "shaping.dirty_above_grams_per_kwh=")):
-        base = changed(SETTINGS, policy=policy, max_switches_per_day=10)
-        frontier = sweep(one, POINTS, base)
-        shares = [figures.full_share for _, figures in frontier]
-        assert shares == sorted(shares)
-        assert word in settings_for(frontier, 0.7)
+@pytest.mark.parametrize("policy", ["percentile", "threshold"])
+def test_the_settings_that_a_sweep_prints_give_the_wanted_quality(policy: str) -> None:
+    one, faults = course(20), Faults(age_s=7200)
+    base = changed(SETTINGS, policy=policy, max_switches_per_day=10)
+    trials = sweep(one, POINTS, base, faults, want=0.66)
+    shares = [figures.full_share for _, figures in trials]
+    assert shares == sorted(shares)
+    words = settings_for(trials, base, 0.66).partition("jouleserve tune ")[2].partition(" (")[0].split()
+    given = dict(word.removeprefix("shaping.").split("=") for word in words)
+    assert given["policy"] == policy
+    again = figures_of(one, simulate(one, POINTS, changed(base, **given), faults), SWING_J)
+    assert again.full_share == pytest.approx(0.66, abs=CLOSE)
+
+
+def test_a_sweep_says_where_nothing_comes_close() -> None:
+    constant = Course("Z", BEGIN, 1800, np.full(960, 200.0), np.ones(960))
+    base = changed(SETTINGS, policy="threshold")
+    assert settings_for(sweep(constant, POINTS, base, want=0.5), base, 0.5).endswith("; nothing tried came closer)")
     with pytest.raises(ReplayError, match="no threshold to vary"):
-        sweep(one, POINTS, changed(SETTINGS, policy="off"))
+        sweep(constant, POINTS, changed(SETTINGS, policy="off"))
+
+
+def test_a_grid_of_a_few_grams_has_a_frontier_too() -> None:
+    grams = 3 + np.arange(960) % 48 / 48
+    trials = sweep(Course("SE", BEGIN, 1800, grams, np.ones(960)), POINTS, changed(SETTINGS, policy="threshold"))
+    assert len(trials) == 9
+    assert all(changes["clean_below_grams_per_kwh"] < changes["dirty_above_grams_per_kwh"] for changes, _ in trials)
 
 
 def test_a_perfect_forecast_does_no_worse_than_the_past_alone() -> None:
@@ -172,12 +211,38 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     arguments = ["replay", "--grid", str(grid), "--small-share", "0.5", "--policy", "percentile", "--policy", "off"]
     done = CliRunner().invoke(app, [*arguments, "--sweep", "--out", str(out)], env={"COLUMNS": "100"})
     assert done.exit_code == 0, done.output
-    assert "for 50% at full quality: jouleserve tune shaping.full_share=0." in done.output
+    assert "for 50% at full quality: jouleserve tune shaping.policy=percentile shaping.full_share=0." in done.output
+    assert f"written: {out}" in done.output
     tree = json.loads(out.read_bytes())
     names = [one["policy"] for one in tree["figures"]]
     assert names == ["percentile", "off", "always full", "always small", "carbon-blind mix", "oracle"]
-    assert len(tree["sweep"]) == 11
+    assert len(tree["sweep"]) >= 11
+    assert tree["known_share"] == 1
     assert tree["zone"] == "DE"
+
+
+def test_the_plot_is_written_whole_and_gaps_are_spoken_of(tmp_path: Path) -> None:
+    plot = tmp_path / "made" / "replay.svg"
+    grid = write_csv(tmp_path / "DE.csv", gap=30)
+    arguments = ["replay", "--grid", str(grid), "--small-share", "0.5", "--plot", str(plot)]
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "100"})
+    assert done.exit_code == 0, done.output
+    assert "0.4% of the time has no intensity" in done.output
+    assert plot.read_text().rstrip().endswith("</svg>")
+    assert [path.name for path in plot.parent.iterdir()] == ["replay.svg"]
+
+
+@pytest.mark.parametrize("words", [["--rate", "inf"], ["--stale-hours", "inf"], ["--utc-offset", "nan"]])
+def test_numbers_that_are_none_are_refused(tmp_path: Path, words: list[str]) -> None:
+    grid = write_csv(tmp_path / "g.csv", 3)
+    done = CliRunner().invoke(app, ["replay", "--grid", str(grid), "--small-share", "0.5", *words])
+    assert done.exit_code == 2
+    assert words[0] in done.output
+
+
+def test_settings_that_do_not_go_together_are_named_as_in_the_settings_file() -> None:
+    with pytest.raises(ReplayError, match=r"^shaping\.budget_amount: missing .*; give grams or kWh a period$"):
+        changed(SETTINGS, policy="budget")
 
 
 @pytest.mark.parametrize(
@@ -185,8 +250,11 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     [
         ({"grid": Path("nowhere.csv")}, "--grid: nowhere.csv"),
         ({"load": "nowhere.csv"}, "--load: .*or give flat or diurnal"),
-        ({"plot": Path("/nowhere/x.png")}, "--plot"),
-        ({"settings": [ShapingSettings(fallback_point="nano")]}, "no operating point 'nano'; use one of full, small"),
+        ({"plot": Path("/dev/null/x.png")}, "--plot"),
+        (
+            {"settings": [ShapingSettings(fallback_point="nano")]},
+            "fallback_point: no operating point 'nano'; use one of full, small",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path, changes: dict[str, object], said: str) -> None:
@@ -199,6 +267,7 @@ def test_what_is_wrong_is_named_with_its_remedy(tmp_path: Path, changes: dict[st
         "faults": Faults(),
         "utc_offset_h": 0.0,
         "sweeping": False,
+        "want": None,
         "out": None,
         "plot": None,
         "known": Settings(),

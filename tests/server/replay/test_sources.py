@@ -121,11 +121,11 @@ def prometheus(values: list[tuple[float, float]]) -> dict[str, Any]:
     return {"status": "success", "data": {"result": [{"metric": {}, "values": rows}] if values else []}}
 
 
-def test_prometheus_gives_the_requests_of_each_hour(api: Api) -> None:
+def test_prometheus_gives_the_requests_a_second_of_each_hour(api: Api) -> None:
     end = int(time.time()) // 3600 * 3600
     api.says(prometheus([(end - 7200, 3600.0), (end - 3600, float("nan")), (end, 7200.0)]))
     load = read_load(api.url)
-    assert load.grams_per_kwh == (3600.0, 7200.0)
+    assert load.grams_per_kwh == (1.0, 2.0)
     assert load.times[-1] == datetime.fromtimestamp(end, UTC) - HOUR
     assert "/api/v1/query_range?query=sum" in api.paths[0]
 
@@ -185,8 +185,8 @@ def test_a_replay_reads_its_load_from_a_real_prometheus(tmp_path: Path, monkeypa
         chosen = ["--load", url, "--small-share", "0.5", "--out", str(tmp_path / "out.json")]
         told = CliRunner().invoke(app, ["replay", "--grid", str(tmp_path / "Z.csv"), *chosen])
     by_hour = {moment.hour: grams for moment, grams in zip(load.times, load.grams_per_kwh, strict=True)}
-    assert by_hour[12] == pytest.approx(4 * 3600, rel=0.02)
-    assert by_hour[0] == pytest.approx(3600, rel=0.02)
+    assert by_hour[12] == pytest.approx(4, rel=0.02)
+    assert by_hour[0] == pytest.approx(1, rel=0.02)
     assert told.exit_code == 0, told.output
     figures = {one["policy"]: one for one in json.loads((tmp_path / "out.json").read_text())["figures"]}
     # A joule an answer, two days at 2.5 answers a second.
