@@ -8,11 +8,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,7 +20,7 @@ from rich.progress import Progress
 from loadtest.client import Reply, Run, closed_loop
 from loadtest.demo_family import compile_demo_family
 from loadtest.demo_tables import Reading, conservation_line, point_table, read_metrics, summary_lines
-from loadtest.served import Served, serve
+from loadtest.served import Served, interruptible, serve
 from loadtest.texts import classes, popular, read_questions
 
 GRID_DAY = Path(__file__).parent / "grid" / "day.csv"
@@ -66,16 +64,6 @@ def send_day(served: Served, questions: Path, seconds: float, clients: int) -> R
         return asyncio.run(
             closed_loop(f"{served.url}/predict", stream, clients, lambda: time.monotonic() > deadline, moved, PAUSE_S)
         )
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the demo the way Ctrl-C does, so that the server is stopped too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def settled(served: Served) -> Reading:
@@ -130,7 +118,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--metrics-port", type=int, default=9400)
     parser.add_argument("--no-stay", dest="stay", action="store_false", help="stop the server after the table")
-    with _interruptible(), contextlib.suppress(KeyboardInterrupt):
+    with interruptible(), contextlib.suppress(KeyboardInterrupt):
         try:
             demonstrate(parser.parse_args())
         except (RuntimeError, subprocess.CalledProcessError) as error:

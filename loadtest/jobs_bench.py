@@ -32,7 +32,7 @@ from energy.grid.replay import Recording, read_recording
 from energy.grid.signal import parse_utc
 from loadtest.demo_family import FAMILY, compile_demo_family
 from loadtest.demo_tables import read_metrics
-from loadtest.served import free_port
+from loadtest.served import free_port, interruptible
 from loadtest.standing import Figure, at_least, at_most, show
 from loadtest.texts import read_questions
 
@@ -315,7 +315,8 @@ def main() -> None:
         run = Run(server, planned, options.kills)
         console.print(f"{options.jobs} jobs, a week in {options.minutes:g} minutes ({speed:.0f}x)", highlight=False)
         try:
-            run.run()
+            with interruptible():
+                run.run()
         finally:
             server.stop()
         found = audit(folder / "run" / "jobs.sqlite")

@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
 import signal
 import sys
 import time
-from bisect import bisect_right
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import uvloop
 
 from loadtest.client import percentile
 from loadtest.demo_family import compile_demo_family
-from loadtest.open_loop import OpenLoop, Outcome
+from loadtest.open_loop import OpenLoop
+from loadtest.pairs import Part, interval, paired, ratio_of
 from loadtest.served import Served, serve
 from loadtest.texts import read_questions
 
@@ -41,31 +40,7 @@ SHARE_S = 60.0
 SCRAPE_S = 15.0
 EDGE_S = 0.02
 """Requests sent so close to the end of a slice may be answered in the next one, and are left out."""
-_DRAWS = 2000
 _NS = 1e9
-
-Pair = tuple[Sequence[float], Sequence[float]]
-"""Latencies with the meter and without it, in milliseconds, of two slices side by side."""
-
-
-def ratio_of(pairs: Sequence[Pair], share: float = 0.99) -> float:
-    """Percentile of all latencies with the meter over that of all without."""
-    with_meter = [value for pair in pairs for value in pair[0]]
-    without = [value for pair in pairs for value in pair[1]]
-    return percentile(with_meter, share) / percentile(without, share)
-
-
-def interval(pairs: Sequence[Pair], share: float = 0.99, seed: int = 1) -> tuple[float, float]:
-    """95 % bootstrap interval of the ratio, drawing whole pairs."""
-    chance = np.random.default_rng(seed)
-    sides = [[np.sort(np.asarray(pair[side])) for pair in pairs] for side in (0, 1)]
-    drawn = []
-    for _ in range(_DRAWS):
-        picked = chance.integers(0, len(pairs), len(pairs))
-        top, bottom = (np.quantile(np.concatenate([side[n] for n in picked]), share) for side in sides)
-        drawn.append(top / bottom)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def cpu_ns(pid: int) -> int:
@@ -84,33 +59,20 @@ async def share_of_a_core(pid: int, metrics_url: str | None) -> float:
     return (cpu_ns(pid) - before) / _NS / (time.perf_counter() - began)
 
 
-async def slices(pid: int, given: argparse.Namespace) -> list[tuple[float, float, bool, int]]:
+async def slices(pid: int, given: argparse.Namespace) -> list[Part]:
     """Stop the process and let it go on in turns; beginning, end, whether it ran, and number of the pair."""
-    chance, found = random.Random(7), []
+    chance, found = random.Random(7), list[Part]()
     try:
         for number in range(round(given.minutes * 60 / given.slice / 2)):
             for metered in chance.sample((True, False), 2):
                 os.kill(pid, signal.SIGCONT if metered else signal.SIGSTOP)
                 began = time.perf_counter()
                 await asyncio.sleep(given.slice)
-                found.append((began, time.perf_counter() - EDGE_S, metered, number))
-    finally:
-        os.kill(pid, signal.SIGCONT)
+                found.append(Part(began, time.perf_counter() - EDGE_S, metered, number))
+    finally:  # also where SIGTERM ends the run (`serve` sees to that): a process left stopped would never end
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
     return found
-
-
-def paired(outcomes: Sequence[Outcome], parts: Sequence[tuple[float, float, bool, int]]) -> list[Pair]:
-    """Latencies in milliseconds by the slice that the request was sent in."""
-    begins = [began for began, *_ in parts]
-    found: dict[int, tuple[list[float], list[float]]] = {number: ([], []) for *_, number in parts}
-    for outcome in outcomes:
-        at = bisect_right(begins, outcome.sent_s) - 1
-        if at < 0 or outcome.status != 200:
-            continue
-        _, end, metered, number = parts[at]
-        if outcome.sent_s <= end:
-            found[number][not metered].append(1000 * outcome.latency_s)
-    return list(found.values())
 
 
 async def run(served: Served, pid: int, given: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,6 +57,20 @@ class Served:
         return self.process.returncode
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it SIGTERM, which a `timeout` sends, ends the program the way Ctrl-C does: what it started is stopped,
+    what it holds still goes on. Signals reach the main thread alone; in another nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
 def free_port() -> int:
     """A TCP port of loopback that is free now."""
     with socket.socket() as probe:
@@ -73,7 +88,7 @@ def serve(
     metrics_port: int | None = None,
     edge: bool = False,
 ) -> Iterator[Served]:
-    """Start a server with its files in `folder`, wait until it answers, stop it at the end."""
+    """Start a server with its files in `folder`, wait until it answers, stop it at the end, also that by SIGTERM."""
     folder.mkdir(parents=True, exist_ok=True)
     port, metrics_port = port or free_port(), metrics_port or free_port()
     everything = {"server.port": port, "server.metrics_port": metrics_port, "server.run_dir": folder / "run"}
@@ -82,11 +97,11 @@ def serve(
     for key, value in everything.items():
         command += ["--set", f"{key}={value}"]
     log = folder / "server.log"
-    with log.open("wb") as output:
+    with interruptible(), log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-    served = Served(process, port, metrics_port, log)
-    try:
-        served.wait_ready()
-        yield served
-    finally:
-        served.stop()
+        served = Served(process, port, metrics_port, log)
+        try:
+            served.wait_ready()
+            yield served
+        finally:
+            served.stop()

@@ -11,6 +11,7 @@ import psutil
 
 from loadtest.peers.contestant import Contestant, DidNotStart, Running
 from loadtest.peers.model import ModelFiles
+from loadtest.served import interruptible
 from loadtest.wire_client import run_closed_loop
 
 BYTES_EACH = 1_200_000_000
@@ -48,7 +49,7 @@ class Crew:
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Within it everybody runs, if memory allows."""
-        with contextlib.ExitStack() as stack:
+        with interruptible(), contextlib.ExitStack() as stack:
             if self.together:
                 for one in list(self.members):
                     with self._may_be_absent(one):

@@ -33,6 +33,9 @@ TAKE_WAIT_S = 30.0
 PAUSE_S = 1.0
 LOOK_S = 0.005
 PATIENCE_S = 20.0
+GIVE_AFTER_S = 2.0
+"""Beside clients a lease lasts this long: what is not computed by then goes back, so that a job that is cancelled, or
+whose deadline has come near, does not wait for texts that rest."""
 QUIET_S = 2.0
 """Without a client for so long, nobody is thought to be there."""
 LOOPS = 2
@@ -75,11 +78,14 @@ class JobWorker:
         computed: list[Computed] = []
         cpu_ns = 0
         held_up = False
+        ends_s = time.monotonic() + GIVE_AFTER_S
         try:
             for piece in self._pieces(lease):
                 found, spent_ns = await self._piece(piece)
                 computed += found
                 cpu_ns += spent_ns
+                if not lease.urgent and time.monotonic() >= ends_s:
+                    break
         except TRY_AGAIN:
             held_up = True
         except BaseException:

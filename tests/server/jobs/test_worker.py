@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import tempfile
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from server.engine.engine import Engine
 from server.engine.errors import InvalidInput, NotReady, Overloaded
 from server.engine.family import Family, load_family
 from server.engine.tokenizer import Text
+from server.jobs import worker
 from server.jobs.desk import JobDesk
 from server.jobs.errors import UnknownJob
 from server.jobs.link import JobsLink, JobsListener
@@ -39,8 +41,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 
 @asynccontextmanager
-async def working(engine: Engine, *ports: JobsPort) -> AsyncIterator[None]:
-    task = asyncio.create_task(JobWorker(ports, engine, Rate()).run())
+async def working(engine: Engine, *ports: JobsPort, share: float = 0.02) -> AsyncIterator[None]:
+    task = asyncio.create_task(JobWorker(ports, engine, Rate(), share).run())
     try:
         yield
     finally:
@@ -97,6 +99,32 @@ async def test_a_job_waits_while_clients_keep_the_engine_busy_and_an_urgent_one_
         await client
         for job in (patient, urgent):
             assert (await ended(desk, job["id"]))["texts_failed"] == 0
+
+
+async def ask_again_and_again(engine: Engine) -> None:
+    for number in itertools.count():
+        await engine.predict([Text(f"my card w{number % 90}")])
+        await asyncio.sleep(0.01)
+
+
+async def test_beside_clients_results_come_in_text_by_text_and_a_cancelled_job_is_computed_no_more(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "GIVE_AFTER_S", 0.05)
+    grid = TurnedGrid(FLAT)
+    async with running(family, workers=2) as (engine, usage), desk_of(tmp_path, grid) as desk:
+        clients = asyncio.create_task(ask_again_and_again(engine))
+        async with working(engine, desk, share=0.002), asyncio.timeout(20):
+            job, _ = await desk.submit(wanted(16, 7, grid))
+            while not (await desk.show("", job["id"]))["texts_done"]:  # noqa: ASYNC110 (it is computed beside this)
+                await asyncio.sleep(0.01)
+            cancelled = await desk.cancel("", job["id"])
+            assert cancelled["texts_done"] < 16
+            computed = sum(one["quality"] == "strict" for one in usage.requests)
+            await asyncio.sleep(1.0)
+            assert sum(one["quality"] == "strict" for one in usage.requests) <= computed + 2
+        clients.cancel()
+        await asyncio.gather(clients, return_exceptions=True)
 
 
 async def test_a_worker_that_ends_gives_back_what_it_was_computing(family: Family, tmp_path: Path) -> None:
