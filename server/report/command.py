@@ -8,6 +8,7 @@ from pathlib import Path
 from energy.coefficients import load_coefficients
 from energy.sci import assumed_hardware
 from models.store import write_atomic
+from server.addresses import without_secrets
 from server.report.errors import ReportError
 from server.report.figures import Assumptions, Report, make_report
 from server.report.pages import to_html, to_markdown
@@ -49,7 +50,8 @@ def read(folder: Path, prometheus: str | None, begin: str, end: str) -> Period:
         raise ReportError(f"from {begin} to {end}: the end is not after the beginning; give an earlier --from")
     if prometheus is None:
         return Period.of(read_folder(folder, first, last), first, last, f"hourly totals of the node process ({folder})")
-    return Period.of(read_prometheus(prometheus, first, last), first, last, f"Prometheus ({prometheus})")
+    origin = f"Prometheus ({without_secrets(prometheus)})"
+    return Period.of(read_prometheus(prometheus, first, last), first, last, origin)
 
 
 def write(report: Report, out: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from energy.sci import Hardware, Sci, score
+from energy.sci import HOURS_PER_YEAR, Hardware, Sci, score
 from server.report.rows import HourRow, Period, joined, row_sum
 
 JOULES_PER_KWH = 3_600_000.0
@@ -166,16 +166,19 @@ def _carbon(period: Period, energy: _Energy) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
-def _operational_grams(period: Period) -> float:
-    return period.sum("jouleserve_carbon_grams_total", lambda labels: labels["scope"] != "other")
-
-
 def _sci(period: Period, energy: _Energy, assumed: Assumptions) -> tuple[Figure, ...]:
-    grams, hardware = _operational_grams(period), assumed.hardware
-    found: Sci | None = score(grams, energy.band, hardware, period.machine_hours, round(energy.answered))
-    if found is None or not any(row.intensity is not None for row in period.rows):
+    """The score of the hours in which the grid's intensity was known: all three of its parts are of them alone. Within
+    such an hour the part that it was known for stands for the whole."""
+    rows = [row for row in period.rows if row.intensity is not None and row.known_share > 0]
+    known = Period.of(rows, period.begin, period.end, period.origin)
+    grams, hardware = sum(_operational_grams(row) / row.known_share for row in rows), assumed.hardware
+    units = known.sum("jouleserve_requests_total", lambda labels: labels["outcome"] in ANSWERED)
+    found: Sci | None = score(grams, energy.band, hardware, known.machine_hours, round(units))
+    if found is None:
         return ()
-    operational = f"hour by hour: joules ({energy.source}) x PUE x {_grid_words(period)}"
+    left_out = len(period.rows) - len(rows)
+    scope = f" (without {left_out} of {len(period.rows)} hours, whose intensity is not known)" if left_out else ""
+    operational = f"hour by hour: joules ({energy.source}) x PUE x {_grid_words(period)}{scope}"
     return (
         Figure.banded("O: operational", grams, "gCO2e", operational, energy.band),
         Figure.banded(
@@ -183,15 +186,21 @@ def _sci(period: Period, energy: _Energy, assumed: Assumptions) -> tuple[Figure,
         ),
         Figure("TE: a server's manufacture", hardware.total_kg, "kgCO2e", hardware.source),
         Figure(
-            "TS: share of its life", period.machine_hours / (hardware.lifespan_years * 8766), "ratio",
-            f"{period.machine_hours:.3g} metered hours of machines of {hardware.lifespan_years:g} years",
+            "TS: share of its life", known.machine_hours / (hardware.lifespan_years * HOURS_PER_YEAR), "ratio",
+            f"{known.machine_hours:.3g} metered hours of machines of {hardware.lifespan_years:g} years{scope}",
         ),
         Figure("RS: share of it reserved", hardware.resource_share, "ratio", "input (--resource-share)"),
-        Figure("R: functional units", float(found.units), "answers", "requests_total, outcomes ok and cached"),
+        Figure(
+            "R: functional units", float(found.units), "answers", f"requests_total, outcomes ok and cached{scope}"
+        ),
         Figure.banded(
             "SCI", found.grams_per_unit * MILLIGRAMS, "mgCO2e an answer", "(O + M) / R", found.relative_uncertainty
         ),
     )  # fmt: skip
+
+
+def _operational_grams(row: HourRow) -> float:
+    return row_sum(row, "jouleserve_carbon_grams_total") - row_sum(row, "jouleserve_carbon_grams_total", scope="other")
 
 
 def _returns(period: Period, energy: _Energy, assumed: Assumptions) -> tuple[Figure, ...]:
@@ -247,18 +256,28 @@ def _payback(period: Period, energy: _Energy, fallback_kwh: float, kwh: float) -
         ),
         Figure("the service, always at full quality", kwh + fallback_kwh, "kWh", "service + saved by fallback, spike"),
     ]  # fmt: skip
-    saved = fallback_kwh * JOULES_PER_KWH
+    # At the machine's own meter, as the joules of compiling are.
+    saved = sum(
+        row_sum(row, "jouleserve_energy_avoided_joules_total", reason=reason)
+        for row in period.rows
+        for reason in SMALLER
+    )
     if saved > 0 and energy.answered > 0:
         figures.append(
             Figure(
                 "break-even",
                 math.ceil(joules / (saved / energy.answered)),
                 "answers",
-                "compile joules / saved an answer",
+                "compile joules / saved an answer, both without PUE",
             )
         )
         figures.append(
-            Figure("payback at this load", joules / saved * period.hours, "hours", "compile joules / saved an hour")
+            Figure(
+                "payback at this load",
+                joules / saved * period.hours,
+                "hours",
+                "compile joules / saved an hour, both without PUE",
+            )
         )
     return tuple(figures)
 
@@ -313,14 +332,15 @@ def _grid_words(period: Period) -> str:
 
 
 def _notes(period: Period, energy: _Energy) -> tuple[str, ...]:
-    known_s = sum(sum(row.intensity_kinds.values()) for row in period.rows)
+    known_s = sum(row.known_share * row.seconds for row in period.rows)
     seconds = sum(row.seconds for row in period.rows)
     missing = period.by("jouleserve_energy_missing_readings_total", "domain", "reason")
     unmetered = period.sum("jouleserve_unmetered_joules_total")
-    known_share = min(known_s / seconds, 1.0) if seconds else 0.0
+    known_share = known_s / seconds if seconds else 0.0
     notes = [
         f"Energy by {energy.source}; bands are +-{energy.band:.0%}, of dynamic joules +-{energy.dynamic_band:.0%}.",
-        f"The grid's intensity was known for {known_share:.1%} of the metered time; the grams cover that time alone.",
+        f"The grid's intensity was known for {known_share:.1%} of the metered time; the grams cover that time alone,"
+        " and the score the hours in which it was known.",
         "Bands are those of the energy source; the error of the grid's figures is not stated by their providers.",
         "Savings are estimates of what did not happen, each against its own counterfactual: do not add them.",
     ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import httpx
 
+from server.addresses import without_secrets
 from server.node.hours import HOUR_S, Series, hour_of, series
 from server.node.metric_table import COUNTER, METRICS, exposed_name
 from server.report.errors import ReportError
@@ -16,8 +17,12 @@ from server.report.rows import HourRow
 
 TIMEOUT_S = 30.0
 MACHINES = "jouleserve_power_usage_effectiveness_ratio"
-"""A gauge that every node process always shows: it tells how many there were."""
-MINUTES = 60
+"""A gauge that every node process always shows: it tells how many there were, and when."""
+INTENSITY = "max by (zone, provider, kind) (jouleserve_grid_intensity_grams_per_kwh)"
+"""Every node process shows the same reading."""
+MINUTES, MINUTE_S = 60, 60.0
+Matrix = Sequence[tuple[Mapping[str, str], Mapping[str, float]]]
+"""Each series' labels, and its values by the hour that they are of."""
 MAX_HOURS = 9000
 """A year and a bit; Prometheus gives at most 11,000 points a series."""
 
@@ -35,7 +40,6 @@ def read_prometheus(url: str, begin: str, end: str) -> list[HourRow]:
         gauges = {
             name: _matrix(client, f"avg_over_time({name}[1h])", first, last)
             for name in (
-                "jouleserve_grid_intensity_grams_per_kwh",
                 "jouleserve_power_usage_effectiveness_ratio",
                 "jouleserve_energy_relative_uncertainty_ratio",
                 "jouleserve_dynamic_relative_uncertainty_ratio",
@@ -43,17 +47,60 @@ def read_prometheus(url: str, begin: str, end: str) -> list[HourRow]:
                 "jouleserve_compile_cpu_seconds",
             )
         }
-        minutes = _matrix(client, f"count_over_time({MACHINES}[1h:1m])", first, last)
-    if not counters:
-        raise ReportError(
-            f"{url}: no jouleserve figures from {begin} to {end}; is it the server that scrapes /metrics?"
+        minutes = _Minutes(
+            _matrix(client, f"count_over_time({MACHINES}[1h:1m])", first, last),
+            _matrix(client, f"count_over_time(count({MACHINES})[1h:1m])", first, last),
+            _matrix(client, f"count_over_time(({INTENSITY})[1h:1m])", first, last),
+            _matrix(client, f"sum_over_time(({INTENSITY})[1h:1m])", first, last),
         )
-    return [replace(_row(hour, counters[hour], gauges), machines=_machines(hour, minutes)) for hour in sorted(counters)]
+    if not counters:
+        shown = without_secrets(url)
+        raise ReportError(
+            f"{shown}: no jouleserve figures from {begin} to {end}; is it the server that scrapes /metrics?"
+        )
+    return [_row(hour, counters[hour], gauges, minutes) for hour in sorted(counters)]
 
 
-def _machines(hour: str, minutes: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]) -> float:
-    """The mean number of machines over an hour, by the minutes in which each was there; 1 if none says so."""
-    return sum(min(values[hour], MINUTES) for _, values in minutes if hour in values) / MINUTES or 1.0
+@dataclass(frozen=True)
+class _Minutes:
+    """Of every hour: the minutes in which each machine was there, in which any was, in which the grid's intensity was
+    known (by how it was), and the sum of those minutes' intensities."""
+
+    machines: Matrix
+    any_machine: Matrix
+    known: Matrix
+    grams: Matrix
+
+    def metered_s(self, hour: str) -> float:
+        """Seconds in which a machine was there; the whole hour if none says so."""
+        return MINUTE_S * (_count(self.any_machine, hour) or MINUTES)
+
+    def mean_machines(self, hour: str) -> float:
+        """How many there were in the mean of that time; 1 if none says so."""
+        return _count(self.machines, hour) * MINUTE_S / self.metered_s(hour) or 1.0
+
+    def intensity(self, hour: str) -> float | None:
+        """The mean of the minutes in which it was known."""
+        known, grams = (sum(_values(matrix, hour)) for matrix in (self.known, self.grams))
+        return grams / known if known else None
+
+    def kinds(self, hour: str) -> dict[str, float]:
+        """Seconds by how the intensity was known."""
+        found: dict[str, float] = {}
+        for labels, values in self.known:
+            if hour in values:
+                kind = labels.get("kind", "")
+                found[kind] = found.get(kind, 0.0) + MINUTE_S * min(values[hour], MINUTES)
+        return found
+
+
+def _values(matrix: Matrix, hour: str) -> list[float]:
+    return [values[hour] for _, values in matrix if hour in values]
+
+
+def _count(matrix: Matrix, hour: str) -> float:
+    """Minutes of all series; a window that has both its ends holds one more than an hour."""
+    return sum(min(value, MINUTES) for value in _values(matrix, hour))
 
 
 def _take_counter(
@@ -67,15 +114,16 @@ def _take_counter(
                 row[key] = row.get(key, 0.0) + value
 
 
-def _matrix(client: httpx.Client, query: str, first: int, last: int) -> list[tuple[dict[str, str], dict[str, float]]]:
+def _matrix(client: httpx.Client, query: str, first: int, last: int) -> Matrix:
     """Each series' labels (without the scrape's own) and its values by the hour that they are of."""
     # A value at the end of an hour is about that hour.
+    url = without_secrets(str(client.base_url))
     asked = {"query": query, "start": str(first + HOUR_S), "end": str(last), "step": str(HOUR_S)}
     try:
         answer = client.get("/api/v1/query_range", params=asked)
         tree = answer.json()
         if tree.get("status") != "success":
-            raise ReportError(f"{client.base_url}: {tree.get('error', answer.status_code)} (query {query})")
+            raise ReportError(f"{url}: {tree.get('error', answer.status_code)} (query {query})")
         found = []
         for row in tree["data"]["result"]:
             labels = {k: v for k, v in row["metric"].items() if k not in ("__name__", "job", "instance")}
@@ -83,31 +131,35 @@ def _matrix(client: httpx.Client, query: str, first: int, last: int) -> list[tup
             found.append((labels, values))
         return found
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{client.base_url}: no answer of Prometheus ({error}); check the URL") from None
+        raise ReportError(f"{url}: no answer of Prometheus ({error}); check the URL") from None
 
 
-def _row(hour: str, counters: Mapping[Series, float], gauges: Mapping[str, Any]) -> HourRow:
+def _row(hour: str, counters: Mapping[Series, float], gauges: Mapping[str, Any], minutes: _Minutes) -> HourRow:
     def by(name: str, label: str) -> dict[str, float]:
-        return {labels.get(label, ""): values[hour] for labels, values in gauges[name] if hour in values}
+        """The largest of all machines'."""
+        found: dict[str, float] = {}
+        for labels, values in gauges[name]:
+            if hour in values:
+                found[labels.get(label, "")] = max(values[hour], found.get(labels.get(label, ""), 0.0))
+        return found
 
-    grid = [
-        (labels, values[hour]) for labels, values in gauges["jouleserve_grid_intensity_grams_per_kwh"] if hour in values
-    ]
+    grid = [labels for labels, values in minutes.known if hour in values]
     pue = [values[hour] for _, values in gauges["jouleserve_power_usage_effectiveness_ratio"] if hour in values]
     joules, cpu_seconds = (by(f"jouleserve_compile_{what}", "variant") for what in ("joules", "cpu_seconds"))
     return HourRow(
         hour=hour,
-        seconds=float(HOUR_S),
+        seconds=minutes.metered_s(hour),
         counters=counters,
-        intensity=sum(value for _, value in grid) / len(grid) if grid else None,
-        intensity_kinds={labels.get("kind", ""): float(HOUR_S) / len(grid) for labels, _ in grid},
+        intensity=minutes.intensity(hour),
+        intensity_kinds=minutes.kinds(hour),
         pue=max(pue, default=1.0),
         uncertainty=by("jouleserve_energy_relative_uncertainty_ratio", "source"),
         dynamic_uncertainty=by("jouleserve_dynamic_relative_uncertainty_ratio", "source"),
-        zone=grid[-1][0].get("zone", "") if grid else "",
-        provider=grid[-1][0].get("provider", "") if grid else "",
+        zone=grid[-1].get("zone", "") if grid else "",
+        provider=grid[-1].get("provider", "") if grid else "",
         compiled=tuple(
             {"variant": name, "joules": joules.get(name), "cpu_seconds": cpu_seconds.get(name), "source": None}
             for name in sorted({*joules, *cpu_seconds})
         ),
+        machines=minutes.mean_machines(hour),
     )

@@ -36,6 +36,11 @@ class HourRow:
     machines: float = 1.0
     """How many machines the counters are of, in the mean over `seconds`."""
 
+    @property
+    def known_share(self) -> float:
+        """Share of `seconds` in which the grid's intensity was known."""
+        return min(sum(self.intensity_kinds.values()) / self.seconds, 1.0) if self.seconds > 0 else 0.0
+
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> HourRow:
         """From a line of the hourly files. Raises ReportError."""
@@ -68,7 +73,10 @@ def hour_at(text: str) -> str:
         raise ReportError(f"{text!r}: no date; write 2026-11-28 or 2026-11-28T13:00, UTC") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    moment = moment.astimezone(UTC)
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:
+        raise ReportError(f"{text!r}: beyond the years that can be told; write 2026-11-28, UTC") from None
     return moment.replace(minute=0, second=0, microsecond=0).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -29,11 +29,14 @@ pytestmark = needs_prometheus
 
 def exposition() -> str:
     """Counters that grow evenly over each hour, scraped once a minute, from the hour before to the end: of one machine,
-    and the day after of two, the second of which is there in the first hour only."""
+    and the day after of two, the second of which is there in the first hour only. On the third day both are there for
+    half an hour, and their last five minutes go by a cached reading of four times the grams."""
     seen: dict[str, list[str]] = {}
     scrape(seen, "2026-11-28T10:00:00+00:00", "a:9400", len(HOURS))
     scrape(seen, "2026-11-29T10:00:00+00:00", "a:9400", len(HOURS))
     scrape(seen, "2026-11-29T10:00:00+00:00", "b:9400", 1)
+    for instance in ("a:9400", "b:9400"):
+        scrape(seen, "2026-11-30T10:00:00+00:00", instance, 1, until_s=1800, cached_from_s=1500)
     out = []
     for name, samples in seen.items():
         family, kind = (name.removesuffix("_total"), "counter") if name.endswith("_total") else (name, "gauge")
@@ -42,7 +45,9 @@ def exposition() -> str:
     return "\n".join([*out, "# EOF", ""])
 
 
-def scrape(seen: dict[str, list[str]], since: str, instance: str, hours: int) -> None:
+def scrape(
+    seen: dict[str, list[str]], since: str, instance: str, hours: int, until_s: int = 3600, cached_from_s: int = 3600
+) -> None:
     start = int(datetime.fromisoformat(since).timestamp())
 
     def put(name: str, labels: dict[str, str], value: float, time_s: int) -> None:
@@ -52,14 +57,15 @@ def scrape(seen: dict[str, list[str]], since: str, instance: str, hours: int) ->
     before = {(name, tuple(labels.items())): 0.0 for name, labels, _ in counters(1.0, 1.0)}
     for number, (_, joules, grams) in enumerate(HOURS[:hours]):
         grown = {(name, tuple(labels.items())): value for name, labels, value in counters(joules, grams)}
-        for second in range(0, 3600 + (STEP_S if number == hours - 1 else 0), STEP_S):
+        for second in range(0, until_s + (STEP_S if number == hours - 1 else 0), STEP_S):
             time_s = start + number * 3600 + second
             for key, value in grown.items():
                 put(key[0], dict(key[1]), before[key] + value * second / 3600, time_s)
             for name, labels, value in GAUGES:
                 put(name, labels, value, time_s)
-            zone = {"zone": "DE", "provider": "replay", "kind": "live"}
-            put("jouleserve_grid_intensity_grams_per_kwh", zone, grams, time_s)
+            cached = cached_from_s <= second < 3600
+            zone = {"zone": "DE", "provider": "replay", "kind": "cached" if cached else "live"}
+            put("jouleserve_grid_intensity_grams_per_kwh", zone, 4 * grams if cached else grams, time_s)
         before = {key: before[key] + value for key, value in grown.items()}
 
 
@@ -96,6 +102,28 @@ def test_every_machines_manufacture_counts_for_the_hours_that_it_was_there(prome
     # The second machine was there for an hour, and for the five minutes after it for which Prometheus holds on to it.
     assert two["M"] / one["M"] == pytest.approx(1.5, abs=0.06)
     assert two["TE"] == one["TE"]
+
+
+def test_an_hour_counts_as_long_as_a_machine_was_there_and_readings_by_how_long_they_held(
+    prometheus: str, tmp_path: Path
+) -> None:
+    report = run(tmp_path, prometheus, "2026-11-30T10:00", "2026-11-30T11:00", Inputs(0.5, "EUR"), tmp_path / "out")
+    # Prometheus holds on for five minutes to what is scraped no more: 35 minutes, 30 of them live and 10 cached.
+    assert report.hours == pytest.approx(35 / 60, abs=0.02)
+    (intensity,) = (one.value for one in report.carbon if one.name.startswith("grid intensity"))
+    assert intensity == pytest.approx((30 * 100 + 10 * 400) / 40, rel=0.04)
+    (life,) = (one.source for one in report.sci if one.name.startswith("TS"))
+    assert life.startswith("1.17 metered hours")
+
+
+def test_a_password_in_the_address_stands_nowhere(prometheus: str, tmp_path: Path) -> None:
+    address = prometheus.replace("http://", "http://me:secret@")
+    report = run(tmp_path, address, "2026-11-28T10:00", "2026-11-28T11:00", Inputs(0.5, "EUR"), tmp_path / "out")
+    assert report.origin == f"Prometheus ({prometheus})"
+    for host in (address, "http://me:secret@127.0.0.1:9"):
+        with pytest.raises(ReportError) as refused:
+            run(tmp_path, host, "2025-01-01", "2025-01-02", Inputs(0.5, "EUR"), tmp_path / "out")
+        assert "secret" not in str(refused.value)
 
 
 def test_a_period_that_prometheus_knows_nothing_of_is_said(prometheus: str, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_return_is_split_and_timing_is_apart(tmp_path: Path) -> None:
 
 def test_compiling_pays_back_against_always_full_quality(tmp_path: Path) -> None:
     returns = reported(tmp_path).returns
-    saved_joules = 0.4 * 1.5 * KWH
+    saved_joules = 0.4 * KWH  # at the machine, as those of compiling
     assert named(returns, "the service, always at full quality").value == pytest.approx(5.4 + 0.6)
     assert named(returns, "break-even").value == -(-7200 // (saved_joules / 580))
     assert named(returns, "payback at this load").value == pytest.approx(7200 / saved_joules * 2)
@@ -134,6 +134,24 @@ def test_hours_without_an_intensity_have_no_grams_and_the_report_says_so(tmp_pat
     assert report.sci == ()
     assert not [one for one in report.returns if one.unit == "gCO2e"]
     assert "known for 0.0%" in report.notes[1]
+
+
+def test_hours_without_an_intensity_make_no_score_look_better(tmp_path: Path) -> None:
+    known, unknown = line(0, 10, KWH, 100.0), line(1, 11, KWH, None)
+    half = line(2, 12, KWH, 100.0)
+    half["grid"] = {"seconds": 1800.0, "gram_seconds": 1800.0 * 100.0, "kinds": {"live": 1800.0}}
+    half["counters"] = [
+        [name, labels, value / 2 if name == "jouleserve_carbon_grams_total" else value]
+        for name, labels, value in half["counters"]
+    ]
+    scores = []
+    for number, lines in enumerate([(known,), (known, unknown), (half,)]):
+        folder = write_hours(tmp_path / str(number), *lines)
+        report = run(folder, None, "2026-11-28", "2026-11-29", INPUTS, tmp_path / "out")
+        scores.append({one.name: one for one in report.sci})
+    for name in ("SCI", "M: embodied", "R: functional units", "O: operational"):
+        assert scores[1][name].value == scores[2][name].value == pytest.approx(scores[0][name].value)
+    assert "without 1 of 2 hours" in scores[1]["O: operational"].source
 
 
 def test_only_the_hours_of_the_period_count_and_the_open_one_is_among_them(tmp_path: Path) -> None:
