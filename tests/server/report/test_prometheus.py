@@ -113,7 +113,7 @@ def test_an_hour_counts_as_long_as_a_machine_was_there_and_readings_by_how_long_
     (intensity,) = (one.value for one in report.carbon if one.name.startswith("grid intensity"))
     assert intensity == pytest.approx((30 * 100 + 10 * 400) / 40, rel=0.04)
     (life,) = (one.source for one in report.sci if one.name.startswith("TS"))
-    assert life.startswith("1.17 metered hours")
+    assert life.startswith("1.2 metered hours of machines")
 
 
 def test_a_password_in_the_address_stands_nowhere(prometheus: str, tmp_path: Path) -> None:
