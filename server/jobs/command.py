@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from models.store import write_atomic
 from server.addresses import joined
 from server.config import load
 from server.start_error import StartError
@@ -121,22 +123,35 @@ def show(
 ) -> None:
     """One job: its state, when it is planned, what it saved; --results fetches what came of it."""
     client = _Client(url, key_file, config)
-    job = client.ask("GET", f"/jobs/{job_id}")
+    job = client.ask("GET", _path(job_id))
     console.print_json(data=job)
     if results is not None:
-        start: int | None = 0
-        with results.open("w", encoding="utf-8") as output:
-            while start is not None:
-                page = client.ask("GET", f"/jobs/{job_id}/results", params={"start": start})
-                output.writelines(json.dumps(row) + "\n" for row in page["results"])
-                start = page["next"]
+        _fetch(client, job_id, results)
         console.print(f"results: {results}", highlight=False)
+
+
+def _fetch(client: _Client, job_id: str, path: Path) -> None:
+    """Write the results of a job, all of them or none. Raises StartError."""
+    lines: list[str] = []
+    start: int | None = 0
+    while start is not None:
+        page = client.ask("GET", f"{_path(job_id)}/results", params={"start": start})
+        lines += [json.dumps(row) + "\n" for row in page["results"]]
+        start = page["next"]
+    try:
+        write_atomic(path, "".join(lines).encode())
+    except OSError as error:
+        raise StartError(f"--results: {path} cannot be written ({error.strerror}); give another file") from None
+
+
+def _path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"
 
 
 @app.command()
 def cancel(job_id: str, url: UrlOption = None, key_file: KeyOption = None, config: ConfigOption = None) -> None:
     """Compute no more of a job."""
-    job = _Client(url, key_file, config).ask("DELETE", f"/jobs/{job_id}")
+    job = _Client(url, key_file, config).ask("DELETE", _path(job_id))
     console.print(
         f"{job['id']}: {job['state']}, {job['texts_done']} of {job['texts']} texts were done", highlight=False
     )

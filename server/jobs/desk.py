@@ -60,9 +60,8 @@ class Out:
     numbers: list[int]
     units: int
     taken_s: float
-    """By the grid's clock."""
-    expires: float
-    """By the real one."""
+    expires_s: float
+    """Both by the monotone clock: the grid's may be set."""
 
 
 class JobDesk:
@@ -139,6 +138,8 @@ class JobDesk:
     async def results(self, owner: str, job_id: str, start: int, limit: int) -> list[bytes]:
         """See `JobsPort`."""
         job = await self._get(owner, job_id)
+        if job.state == "cancelled":
+            raise JobConflict("job: was cancelled, and has no results; submit it anew with a new idempotency key")
         if job.state != "done":
             raise JobConflict(f"job: is not done ({job.done} of {job.texts} texts); ask again later")
         rows = await self._call(self._store.results, job_id, start, limit)
@@ -202,7 +203,7 @@ class JobDesk:
         lease_id = next(self._lease_ids)
         self._schedule.took(turn, units)
         numbers = [number for number, _, _ in texts]
-        self._out[lease_id] = Out(one.job.id, numbers, units, self._now_s(), self._clock() + LEASE_TIMEOUT_S)
+        self._out[lease_id] = Out(one.job.id, numbers, units, self._clock(), self._clock() + LEASE_TIMEOUT_S)
         return Lease(lease_id, one.job.id, texts, one.job.truncate, one.job.raw_scores, turn.urgent)
 
     async def give(self, lease_id: int, job_id: str, computed: Sequence[Computed], joules: float | None) -> None:
@@ -230,9 +231,10 @@ class JobDesk:
         """Keep what came of a lease, `out` if it was not lost, and learn from how long it took."""
         now_s, grams = self._now_s(), self._grams_per_kwh()
         if out is not None:
-            since_s, self._given_s = max(out.taken_s, self._given_s), now_s
+            ended_s = self._clock()
+            since_s, self._given_s = max(out.taken_s, self._given_s), ended_s
             share = len(computed) / len(out.numbers)
-            self._schedule.measured(max(0.0, now_s - since_s), out.units * share)
+            self._schedule.measured((ended_s - since_s) * self._speed, out.units * share)
         metered = None if joules is None or grams is None else Metered(joules, grams * self._pue)
         return await self._call(self._store.keep, job_id, computed, metered, now_s)
 
@@ -300,7 +302,7 @@ class JobDesk:
 
     async def _tidy(self) -> None:
         """Lost leases, old jobs, what was learned."""
-        for lease_id in [lease_id for lease_id, out in self._out.items() if out.expires < self._clock()]:
+        for lease_id in [lease_id for lease_id, out in self._out.items() if out.expires_s < self._clock()]:
             log.warning("lease_lost", job=self._out[lease_id].job_id, after_s=LEASE_TIMEOUT_S)
             await self.give_back(lease_id)
         await self._call(self._store.forget, self._now_s() - self._limits.keep_days * DAY_S)

@@ -20,7 +20,7 @@ import structlog
 from models.manifest import Manifest
 from server.api.errors import error_row
 from server.engine.engine import Answer, Engine
-from server.engine.errors import ClientGone, DeadlineExceeded, EngineError, NotReady, Overloaded
+from server.engine.errors import BackendFailure, ClientGone, DeadlineExceeded, EngineError, NotReady, Overloaded
 from server.engine.family import Family
 from server.engine.scores import best_first, shown_scores
 from server.engine.tokenizer import Text
@@ -133,16 +133,16 @@ class JobWorker:
         family = self._engine.family
         try:
             answers = await self._ask(texts, lease)
+            computed = [
+                _success(number, answer, family, raw=lease.raw_scores)
+                for (number, _, _), answer in zip(lease.texts, answers, strict=True)
+            ]
         except TRY_AGAIN:
             raise
-        except EngineError as error:
-            if len(texts) == 1:
-                return [_failure(lease.texts[0][0], error)], 0
-            return await self._one_by_one(lease)
-        computed = [
-            _success(number, answer, family, raw=lease.raw_scores)
-            for (number, _, _), answer in zip(lease.texts, answers, strict=True)
-        ]
+        except Exception as error:  # of a kind that nobody thought of, too: it would be leased for ever
+            if len(texts) > 1:
+                return await self._one_by_one(lease)
+            return [_failure(lease.texts[0][0], _told(error, lease.job))], 0
         return computed, sum(answer.cpu_ns for answer in answers)
 
     async def _one_by_one(self, lease: Lease) -> tuple[list[Computed], int]:
@@ -163,6 +163,14 @@ def _success(number: int, answer: Answer, family: Family, *, raw: bool) -> Compu
     scores = shown_scores(answer.logits, manifest, raw=raw)
     predictions = [{"score": scores[index], "label": manifest.labels[index]} for index in best_first(scores)]
     return Computed(number, orjson.dumps({"predictions": predictions, "version": family.version}), False)
+
+
+def _told(error: Exception, job_id: str) -> EngineError:
+    """What a client is told of an error."""
+    if isinstance(error, EngineError):
+        return error
+    log.error("job_text_failed", job=job_id, exc_info=error)
+    return BackendFailure("the text could not be computed; the server's log says why")
 
 
 def _failure(number: int, error: EngineError) -> Computed:

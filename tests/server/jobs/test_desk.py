@@ -22,6 +22,7 @@ from server.job_settings import JobsSettings
 from server.jobs.desk import LEASE_TIMEOUT_S, LEASE_UNITS, JobDesk
 from server.jobs.errors import JobConflict, JobStoreError, UnknownJob
 from server.jobs.job import Lease, Wanted, units_of
+from server.jobs.schedule import FIRST_PACE_S
 from server.jobs.store import JobStore
 from tests.support.engines import until
 from tests.support.jobs import HOUR_S, START, TurnedGrid, computed, desk_of, wanted, work_off
@@ -184,7 +185,7 @@ async def test_a_cancelled_job_is_computed_no_further_and_what_comes_of_its_leas
         await desk.give(lease.id, lease.job, computed(lease), 1.0)
         assert await idle(desk)
         assert (await desk.show("", job["id"]))["texts_done"] == 0
-        with pytest.raises(JobConflict, match="not done"):
+        with pytest.raises(JobConflict, match="was cancelled, and has no results"):
             await desk.results("", job["id"], 0, 1)
         assert (await desk.cancel("", job["id"]))["state"] == "cancelled"
 
@@ -283,6 +284,16 @@ async def test_a_clock_that_is_set_back_holds_nothing_up(tmp_path: Path) -> None
     grid.time = START
     async with desk_of(tmp_path, grid) as desk:
         assert await work_off(desk) == 2
+
+
+async def test_a_clock_that_is_set_while_texts_are_computed_makes_no_pace(tmp_path: Path) -> None:
+    grid = TurnedGrid([100.0] * 24)
+    async with desk_of(tmp_path, grid) as desk:
+        await desk.submit(wanted(3, 20, grid))
+        lease = await leased(desk)
+        grid.wait(6)
+        await desk.give(lease.id, lease.job, computed(lease), 1.0)
+        assert desk._schedule.pace_s < 2 * FIRST_PACE_S
 
 
 async def test_the_file_is_nobody_elses_and_has_one_owner(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from models.store import Store
-from server.engine.engine import Engine
+from server.engine.engine import Answer, Engine
 from server.engine.errors import InvalidInput, NotReady, Overloaded
 from server.engine.family import Family, load_family
 from server.engine.tokenizer import Text
@@ -99,6 +99,26 @@ async def test_a_job_waits_while_clients_keep_the_engine_busy_and_an_urgent_one_
         await client
         for job in (patient, urgent):
             assert (await ended(desk, job["id"]))["texts_failed"] == 0
+
+
+async def test_a_text_that_fails_in_a_way_nobody_thought_of_is_told_and_not_leased_for_ever(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = TurnedGrid(FLAT)
+    async with running(family, workers=2) as (engine, _), desk_of(tmp_path, grid) as desk:
+        ask = engine.predict
+
+        async def failing(texts: Sequence[Text], **more: Any) -> list[Answer]:
+            if any(text.first == "odd" for text in texts):
+                raise TypeError("nobody thought of it")
+            return await ask(texts, **more)
+
+        monkeypatch.setattr(engine, "predict", failing)
+        async with working(engine, desk):
+            job, _ = await desk.submit(wanted(["my card", "odd", "refund"], 1, grid))
+            assert (await ended(desk, job["id"]))["texts_failed"] == 1
+        results = [json.loads(row) for row in await desk.results("", job["id"], 0, 10)]
+    assert results[1] == {"error": "the text could not be computed; the server's log says why", "error_type": "Backend"}
 
 
 async def ask_again_and_again(engine: Engine) -> None:
