@@ -28,7 +28,7 @@ from loadtest.chaos_cases import capacity
 from loadtest.client import Question, percentile
 from loadtest.demo_family import FAMILY, compile_demo_family
 from loadtest.open_loop import OpenLoop
-from loadtest.pairs import Pair, Part, interval, paired, ratio_of
+from loadtest.pairs import Pair, Part, interval, paired, ratio_of, typical_ratio
 from loadtest.served import Served, serve
 from loadtest.texts import read_questions
 from models.store import write_atomic
@@ -121,6 +121,9 @@ def figures_of(pairs: list[Pair], computed: list[int], seconds: float) -> dict[s
         figures[f"{name}_ms"] = {"beside": round(beside, 2), "alone": round(alone, 2)}
         figures[f"{name}_ratio"] = round(ratio_of(shown, share), 3)
         figures[f"{name}_ratio_interval"] = [round(end, 3) for end in interval(shown, share)]
+        typical, low, high = typical_ratio(shown, share)
+        figures[f"{name}_ratio_median_of_pairs"] = round(typical, 3)
+        figures[f"{name}_ratio_median_of_pairs_interval"] = [round(low, 3), round(high, 3)]
     return figures
 
 

@@ -10,14 +10,17 @@ authenticates its server (https, s3, gs, abfs) and let few write there.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from models.manifest import Manifest
 from models.store import Corrupt, NotFound, Store, StoreError, Version
+from models.urls import without_secrets
 
 MAX_POINTER_BYTES = 256
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+PIECE_BYTES = 1024 * 1024
 
 
 def fetch(url: str, store: Store, family: str, version: str | None = None) -> Version:
@@ -41,15 +44,16 @@ class _Remote:
     """One family of a store elsewhere."""
 
     def __init__(self, url: str, family: str) -> None:
-        self._url = f"{url.rstrip('/')}/{family}"
+        """`_url` is for messages."""
+        self._url = f"{without_secrets(url).rstrip('/')}/{family}"
         try:
             from fsspec.core import url_to_fs
         except ImportError:
-            raise StoreError(f"{url}: needs fsspec; install jouleserve[remote]") from None
+            raise StoreError(f"{self._url}: needs fsspec; install jouleserve[remote]") from None
         try:
-            self._files, self._root = url_to_fs(self._url)
+            self._files, self._root = url_to_fs(f"{url.rstrip('/')}/{family}")
         except (ImportError, ValueError) as error:
-            raise StoreError(f"{url}: {error}; install the client of its scheme or correct the URL") from error
+            raise StoreError(f"{self._url}: {error}; install the client of its scheme or correct the URL") from error
 
     def current(self) -> str:
         return self._read("current", MAX_POINTER_BYTES).decode("ascii", "replace").strip()
@@ -64,20 +68,27 @@ class _Remote:
         for ref in manifest.files():
             target = folder / ref.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self._read(f"{name}/{ref.path}", ref.size_bytes))
+            with target.open("wb") as output:
+                for piece in self._pieces(f"{name}/{ref.path}", ref.size_bytes):
+                    output.write(piece)
 
     def _read(self, path: str, most_bytes: int) -> bytes:
-        """At most one byte more than `most_bytes`: a longer file is refused by whoever verifies it."""
+        return b"".join(self._pieces(path, most_bytes))
+
+    def _pieces(self, path: str, most_bytes: int) -> Iterator[bytes]:
+        """A file, a little at a time: a model need not fit in memory. Raises StoreError where it is longer."""
+        left = most_bytes
         try:
             with self._files.open(f"{self._root}/{path}", "rb") as stream:
-                data: bytes = stream.read(most_bytes + 1)
+                while (piece := stream.read(min(left + 1, PIECE_BYTES))) and len(piece) <= left:
+                    left -= len(piece)
+                    yield piece
         except FileNotFoundError:
             raise NotFound(f"{self._url}/{path}: not there; publish to that store first") from None
         except Exception as error:  # every client has errors of its own
             raise StoreError(f"{self._url}/{path}: cannot be read: {_first_line(error)}") from error
-        if len(data) > most_bytes:
+        if piece:
             raise StoreError(f"{self._url}/{path}: more than {most_bytes} bytes; it is not what it should be")
-        return data
 
 
 def _first_line(error: Any) -> str:

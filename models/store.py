@@ -162,6 +162,13 @@ class Store:
     def _verified(self, family: str, name: str, path: Path) -> Version:
         """The version called `name` whose files are in `path`, if they are what its name and its manifest say."""
         try:
+            return self._checked(family, name, path)
+        except OSError as error:
+            where = error.filename or path
+            raise Corrupt(f"{where}: cannot be read ({error.strerror}); mend the disk or its rights") from None
+
+    def _checked(self, family: str, name: str, path: Path) -> Version:
+        try:
             raw = (path / "manifest.json").read_bytes()
         except FileNotFoundError:
             raise Corrupt(f"{path / 'manifest.json'}: missing; publish the version again") from None
@@ -171,6 +178,10 @@ class Store:
             manifest = Manifest.model_validate_json(raw)
         except ValidationError as error:
             raise Corrupt(f"{path / 'manifest.json'}: not a manifest this release reads: {error}") from error
+        if manifest.family != family:
+            raise Corrupt(
+                f"{path / 'manifest.json'}: is one of the family '{manifest.family}'; publish it under its name"
+            )
         for ref in manifest.files():
             self._verify(path / ref.path, ref)
         return Version(family, name, path, manifest)

@@ -16,6 +16,7 @@ from energy.grid.choice import LIVE
 from energy.grid.memory import Memory
 from energy.grid.replay import BadRecording, Recording, read_recording
 from energy.grid.signal import GridError, Implausible, Intensity
+from models.urls import without_secrets
 from server.config_problems import SettingsError
 from server.replay.errors import ReplayError
 from server.settings import Settings
@@ -95,21 +96,22 @@ def _hourly(past: Sequence[Intensity]) -> Recording:
 
 def _load_of_prometheus(url: str) -> Recording:
     """Standard requests of the past weeks, hour by hour."""
+    shown = without_secrets(url)
     end = int(time.time()) // 3600 * 3600
     asked = {"query": LOAD_QUERY, "start": str(end - LOAD_DAYS * 86_400), "end": str(end), "step": "3600"}
     try:
         answer = httpx.get(f"{url.rstrip('/')}/api/v1/query_range", params=asked, timeout=PROMETHEUS_TIMEOUT_S)
         tree = answer.json()
         if tree.get("status") != "success":
-            raise ReplayError(f"--load: {url} says {tree.get('error', answer.status_code)}")
+            raise ReplayError(f"--load: {shown} says {tree.get('error', answer.status_code)}")
         series = tree["data"]["result"]
         points = [(float(moment), float(value)) for moment, value in series[0]["values"]] if series else []
     except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReplayError(f"--load: {url} gives no answer of Prometheus' ({type(error).__name__})") from None
+        raise ReplayError(f"--load: {shown} gives no answer of Prometheus' ({type(error).__name__})") from None
     counted = [(moment, _countable(value)) for moment, value in points if math.isfinite(value) and value >= 0]
     if len(counted) < 2:
         raise ReplayError(
-            f"--load: {url} knows of no jouleserve requests in {LOAD_DAYS} days; does it scrape /metrics?"
+            f"--load: {shown} knows of no jouleserve requests in {LOAD_DAYS} days; does it scrape /metrics?"
         )
     # An increase over an hour is of the hour that it ends.
     times = tuple(datetime.fromtimestamp(moment, UTC) - HOUR for moment, _ in counted)

@@ -8,7 +8,7 @@ from pathlib import Path
 from energy.coefficients import load_coefficients
 from energy.sci import assumed_hardware
 from models.store import write_atomic
-from server.addresses import without_secrets
+from models.urls import without_secrets
 from server.report.errors import ReportError
 from server.report.figures import Assumptions, Report, make_report
 from server.report.pages import to_html, to_markdown

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from server.addresses import without_secrets
+from models.urls import without_secrets
 from server.node.hours import HOUR_S, Series, hour_of, series
 from server.node.metric_table import COUNTER, METRICS, exposed_name
 from server.report.errors import ReportError

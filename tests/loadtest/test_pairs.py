@@ -7,7 +7,7 @@ import random
 import pytest
 
 from loadtest.open_loop import Outcome
-from loadtest.pairs import Part, interval, paired, ratio_of
+from loadtest.pairs import Part, interval, paired, ratio_of, typical_ratio
 
 
 def test_requests_belong_to_the_slice_that_they_were_sent_in() -> None:
@@ -35,3 +35,10 @@ def test_the_interval_covers_the_ratio_that_slices_of_their_own_pace_hide() -> N
     low, high = interval(pairs)
     assert low < 1.2 < high
     assert low < ratio_of(pairs) < high
+
+
+def test_a_slice_that_something_else_disturbed_does_not_decide_the_typical_ratio() -> None:
+    values = [float(n % 100 + 1) for n in range(1000)]
+    pairs = [([1.2 * value for value in values], values)] * 9 + [(values, [50 * value for value in values])]
+    assert ratio_of(pairs) < 0.1
+    assert typical_ratio(pairs) == (pytest.approx(1.2), pytest.approx(1.2), pytest.approx(1.2))

@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+import models.remote
 from models.remote import fetch
 from models.store import Corrupt, NotFound, Store, StoreError, Version
 from tests.support.tiny_family import publish_tiny_family
@@ -128,3 +129,27 @@ def test_a_scheme_without_its_client_is_an_error_with_a_remedy(here: Store) -> N
 def test_adopting_files_that_contradict_the_name_is_corrupt(elsewhere: tuple[Store, Version], here: Store) -> None:
     with pytest.raises(Corrupt):
         here.adopt("tiny", elsewhere[1].name, lambda folder: None)
+
+
+def test_a_version_that_was_mixed_up_with_another_familys_is_refused(
+    elsewhere: tuple[Store, Version], here: Store
+) -> None:
+    other, _ = elsewhere
+    (other.root / "tiny").rename(other.root / "other")
+    with pytest.raises(Corrupt, match="is one of the family 'tiny'"):
+        fetch(str(other.root), here, "other")
+    assert here.versions("other") == []
+
+
+def test_files_come_a_little_at_a_time(
+    elsewhere: tuple[Store, Version], here: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.remote, "PIECE_BYTES", 100)
+    assert fetch(str(elsewhere[0].root), here, "tiny").name == elsewhere[1].name
+
+
+def test_a_password_in_the_url_stands_in_no_message(here: Store) -> None:
+    with pytest.raises(StoreError) as refused:
+        fetch("http://me:secret@127.0.0.1:9/store", here, "tiny")
+    assert "secret" not in str(refused.value)
+    assert "http://127.0.0.1:9/store/tiny/current" in str(refused.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import models.store
 from models.manifest import Manifest
 from models.store import Corrupt, NotFound, Store, StoreError, Version, file_ref, sha256_file, write_atomic
 from tests.support.tiny_family import publish_tiny_family
@@ -308,3 +310,27 @@ def test_a_publication_that_fails_leaves_no_empty_store_behind(store: Store, tmp
     with pytest.raises(FileNotFoundError):
         store.publish(made.manifest, tmp_path / "nowhere")
     assert not store.root.exists()
+
+
+def test_a_version_of_another_family_is_not_taken_for_one_of_this(store: Store) -> None:
+    version = publish_tiny_family(store)
+    shutil.copytree(store.root / "tiny", store.root / "other")
+    with pytest.raises(Corrupt, match="is one of the family 'tiny'"):
+        store.open("other", version.name)
+
+
+def test_what_the_disk_cannot_read_is_refused_and_the_version_before_serves(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = publish_tiny_family(store), publish_tiny_family(store, scale=2.0)
+    digest = models.store.sha256_file
+
+    def failing(path: Path) -> str:
+        if second.name in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(models.store, "sha256_file", failing)
+    found, refused = store.open_newest_sound("tiny")
+    assert found.name == first.name
+    assert "cannot be read (Input/output error)" in refused[0]
