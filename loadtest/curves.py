@@ -1,7 +1,7 @@
 """`make curves`: what each knob moves, measured on a real server that is tuned while it runs.
 
-Every round visits every setting in another order; each is run between two runs of the defaults and told as a ratio to
-them, so that a machine whose speed wanders (or that others use) moves both alike. Written are medians and ranges of the
+Every round visits every setting in another order; each is run right after a run of the defaults and told as a ratio to
+it, so that a machine whose speed wanders (or that others use) moves both alike. Written are medians and ranges of the
 rounds, as JSON and as a plot.
 """
 
@@ -31,6 +31,7 @@ from loadtest.demo_tables import read_metrics
 from loadtest.load.figures import Mark, grown, mark, per_answer
 from loadtest.served import Served, serve
 from loadtest.texts import popular, read_questions
+from models.store import write_atomic
 
 SETTLE_S = 2.2
 FOLLOW_S = 20.0
@@ -247,8 +248,7 @@ def main() -> None:
             for number, cell in enumerate(cells())
         ],
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(figures, indent=1) + "\n")
+    write_atomic(given.out, json.dumps(figures, indent=1).encode() + b"\n")
     draw(figures, given.out.with_suffix(".svg"))
     console.print(f"written: {given.out} and {given.out.with_suffix('.svg')}")
 

@@ -38,8 +38,8 @@ class Reading:
 
 
 def read_metrics(metrics_url: str) -> Reading:
-    """Scrape the node process."""
-    text = httpx.get(f"{metrics_url}/metrics", timeout=10).text
+    """Scrape the node process. Raises httpx.HTTPError, or ValueError if what answers is none."""
+    text = httpx.get(f"{metrics_url}/metrics", timeout=10).raise_for_status().text
     samples = {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)

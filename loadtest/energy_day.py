@@ -33,6 +33,7 @@ from loadtest.demo_family import compile_demo_family
 from loadtest.demo_tables import Reading, read_metrics
 from loadtest.served import Served, serve
 from loadtest.texts import classes, popular, read_questions
+from models.store import write_atomic
 
 # Requests by hour of the day (UTC), as a share of the busiest hour's: mean of 50 days of requests to Wikipedia from
 # eu-central-1, August and September 2022 (carbonfirst/casper, Apache-2.0).
@@ -238,7 +239,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         # In edge mode it is one process with the server, and its own share is not known.
         "meter_share_of_a_core": None if given.edge else round(meter_s / wall_s, 6),
     }
-    given.plot.write_text(plot(day.books, given.seconds, given.peak))
+    write_atomic(given.plot, plot(day.books, given.seconds, given.peak).encode())
     return result
 
 
@@ -259,16 +260,18 @@ def main() -> None:
     if not given.questions.is_file():
         compile_demo_family(given.store, given.questions)
     result = measure(given)
-    met = {
+    share = result["meter_share_of_a_core"]
+    met: dict[str, bool | None] = {  # None: not measured
         "conservation_error": result["worst_conservation_error_of_5_minutes"] <= TARGETS["conservation_error"],
         "header_difference": result["headers"]["difference"] <= TARGETS["header_difference"],
-        "meter_share_of_a_core": (result["meter_share_of_a_core"] or 0) <= TARGETS["meter_share_of_a_core"],
+        "meter_share_of_a_core": None if share is None else share <= TARGETS["meter_share_of_a_core"],
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps({**result, "targets": TARGETS, "met": met}, indent=1) + "\n")
+    write_atomic(given.out, json.dumps({**result, "targets": TARGETS, "met": met}, indent=1).encode() + b"\n")
     print(json.dumps(result, indent=1))
-    print(f"written to {given.out} and {given.plot}; targets {'met' if all(met.values()) else f'MISSED: {met}'}")
-    sys.exit(0 if all(met.values()) else 1)
+    missed = [name for name, kept in met.items() if kept is False]
+    words = f"MISSED: {missed}" if missed else "met as far as they were measured"
+    print(f"written to {given.out} and {given.plot}; targets {words}")
+    sys.exit(1 if missed else 0)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from loadtest.demo_family import FAMILY, compile_demo_family
 from loadtest.texts import read_questions
-from models.store import Store
+from models.store import Store, write_atomic
 from server.engine.family import Family, load_family
 from server.engine.runs import split
 from server.engine.tokenizer import Text, Tokens
@@ -168,8 +168,7 @@ def main() -> None:
         "met": met,
         **found,
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(tree, indent=1) + "\n")
+    write_atomic(given.out, json.dumps(tree, indent=1).encode() + b"\n")
     print(f"{'':22} {'texts':>5}  by cost weight (median, p95)   by tokens (median, p95)")
     for name, row in found.items():
         w, t = row["by weight"], row["by tokens"]  # type: ignore[index]

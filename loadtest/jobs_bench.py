@@ -35,6 +35,7 @@ from loadtest.demo_tables import read_metrics
 from loadtest.served import free_port, interruptible
 from loadtest.standing import Figure, at_least, at_most, show
 from loadtest.texts import read_questions
+from models.store import write_atomic
 
 HOUR = timedelta(hours=1)
 SUBMITTED_OVER = timedelta(days=5)
@@ -328,8 +329,7 @@ def main() -> None:
     if options.out is not None:
         kept = {"grid": options.grid.name.split(".")[0], "start": options.start, "speed": speed, "kills": options.kills}
         wanted = [{"figure": one.name, "measured": one.value, "wanted": one.limit, "met": one.met} for one in figures]
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({**kept, **described, "wanted": wanted}, indent=1) + "\n")
+        write_atomic(options.out, json.dumps({**kept, **described, "wanted": wanted}, indent=1).encode() + b"\n")
         console.print(f"figures: {options.out}")
     raise SystemExit(0 if met else 1)
 

@@ -33,6 +33,7 @@ from loadtest.open_loop import OpenLoop
 from loadtest.pairs import Part, interval, paired, ratio_of
 from loadtest.served import Served, serve
 from loadtest.texts import read_questions
+from models.store import write_atomic
 
 TARGETS = {"share_of_a_core": 0.001, "p99_ratio": 0.01}
 WARM_UP_S = 10.0
@@ -126,8 +127,7 @@ def main() -> None:
         "share_of_a_core": result["share_of_a_core"] <= TARGETS["share_of_a_core"],
         "p99_ratio": max(abs(end - 1) for end in result["p99_ratio_interval"]) <= TARGETS["p99_ratio"],
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps({**result, "targets": TARGETS, "met": met}, indent=1) + "\n")
+    write_atomic(given.out, json.dumps({**result, "targets": TARGETS, "met": met}, indent=1).encode() + b"\n")
     print(json.dumps(result, indent=1))
     print(f"written to {given.out}; targets {'met' if all(met.values()) else f'MISSED: {met}'}")
     sys.exit(0 if all(met.values()) else 1)

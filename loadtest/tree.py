@@ -17,8 +17,8 @@ class TreeUse:
     pss_bytes: int
 
     def since(self, before: TreeUse) -> float:
-        """CPU-seconds that the tree spent since `before`; a process that ended in between counts until it was last
-        seen."""
+        """CPU-seconds that the processes of now spent since `before`; what one that ended in between spent is not
+        known."""
         return sum(spent - before.cpu_seconds.get(pid, 0.0) for pid, spent in self.cpu_seconds.items())
 
     def by_name_since(self, before: TreeUse) -> dict[str, float]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest.load.arrivals import MADE, ArrivalsError, arrivals
-from loadtest.load.compare import JUDGED, NotComparable, compare, load_run, spread
+from loadtest.load.compare import JUDGED, NotComparable, compare, failed_more, failed_share, load_run, spread
 from loadtest.load.mix import parse_mix
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FOLDER = Path("var/load")
 GRID_DAY = Path(__file__).parent.parent / "grid" / "day.csv"
 DAY_S = 86_400
+MOST_OF_ANYTHING = 1e6
+MOST_REQUESTS = 5_000_000
+"""A plan is made, and its outcomes kept, in memory."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
         help=f"{', '.join(MADE)} (made from --seed), or a recording: CSV or parquet file",
     )
     run.add_argument("--rows", metavar="FROM:TO", help="the rows of that recording to play, from 0; default: all")
-    run.add_argument("--seconds", type=float, default=180.0, help="what the course or recording is stretched to")
-    run.add_argument("--rate", type=float, default=40.0, help="mean requests a second")
+    run.add_argument("--seconds", type=positive, default=180.0, help="what the course or recording is stretched to")
+    run.add_argument("--rate", type=positive, default=40.0, help="mean requests a second")
     run.add_argument("--texts", type=Path, help="texts (and labels) to ask: .csv, .parquet or .txt")
     run.add_argument("--zipf", type=float, default=0.6, help="popularity of the texts: weight rank ** -ZIPF")
     run.add_argument("--unique", action="store_true", help="ask no text twice, in place of --zipf")
@@ -54,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--edge", action="store_true", help="start the server without Ray")
     run.add_argument("--set", dest="assign", action="append", default=[], help="a setting of that server; repeatable")
     run.add_argument("--store", type=Path, default=Path("var/store"), help="where that server's family is")
-    run.add_argument("--slice", type=float, default=10.0, help="seconds of a part of the run")
+    run.add_argument("--slice", type=positive, default=10.0, help="seconds of a part of the run")
     run.add_argument(
         "--web", type=int, nargs="?", const=8089, metavar="PORT", help="start and watch it on locust's page"
     )
@@ -63,6 +66,14 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("a", type=Path)
     two.add_argument("b", type=Path)
     return top
+
+
+def positive(text: str) -> float:
+    """A number above 0, for argparse. Raises ValueError."""
+    value = float(text)
+    if not 0 < value <= MOST_OF_ANYTHING:
+        raise ValueError(text)
+    return value
 
 
 def say(text: str) -> None:
@@ -80,6 +91,12 @@ def _become_gevents() -> None:
 
 def run(given: argparse.Namespace) -> None:
     """`run`."""
+    if given.rate * given.seconds > MOST_REQUESTS:
+        raise ValueError(f"--rate, --seconds: more than {MOST_REQUESTS:,} requests; lower one of them")
+    if not 0 <= given.zipf < MOST_OF_ANYTHING:
+        raise ValueError("--zipf: give an exponent of 0 (all texts alike) or more")
+    if given.clients < 1:
+        raise ValueError("--clients: give at least 1")
     times_s = arrivals(given.arrivals, given.seconds, given.rate, given.seed, given.rows)
     if not times_s:
         raise ValueError("--rate, --seconds: no request would be sent; raise one of them")
@@ -110,6 +127,7 @@ def run(given: argparse.Namespace) -> None:
         )
         out = given.out or FOLDER / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         session = Session(target, words, times_s, asked, out, say, given.slice)
+        session.check_meter()
         if given.web is not None:
             session.run_with_page(given.web)
         else:
@@ -160,10 +178,14 @@ def compare_runs(given: argparse.Namespace) -> int:
     verdicts = compare(a, b)
     for what, field in JUDGED.items():
         say(f"{what}: A {spread(a, field)}, B {spread(b, field)}   (median and range of the parts)")
+    say(f"failed: A {failed_share(a):.2%}, B {failed_share(b):.2%}")
     say("")
     for verdict in verdicts:
         say(verdict.line())
-    return int(any(verdict.word == "more" for verdict in verdicts))
+    if failed_more(a, b):
+        say("failed requests: B more: they are in no figure above, which look the better for it")
+    say("what the machine did beside one run looks like a difference; a second run of A tells how much that is")
+    return int(failed_more(a, b) or any(verdict.word == "more" for verdict in verdicts))
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """Two runs of the same plan side by side: is B cheaper or slower than A, and by more than the runs themselves spread?
 
 Both runs asked the same at the same times, so that each part of A has its counterpart in B: the ratios of the parts are
-what is judged, by their median and a bootstrap interval of it.
+what is judged, by their median and a bootstrap interval of it. Requests that failed are in no latency and cost little;
+so a run that failed more is worse, whatever its answers took. What the machine did beside one of the runs looks like a
+difference between them: only a second run of A tells how large that is.
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ INTERVAL = 0.9
 LEAST_EFFECT = 0.02
 """A difference smaller than this is called none, however sure."""
 LEAST_PARTS = 5
+MORE_FAILED = 0.005
+"""So much more of the requests must have failed to call it more."""
+LIKE_S = 1.0
+"""Parts of two runs are the same stretch if their bounds differ by no more."""
 SAME = ("fingerprint", "protocol", "requests")
 JUDGED = {
     "joules an answer (requests)": "joules_per_answer",
@@ -64,12 +70,46 @@ def load_run(path: Path) -> dict[str, Any]:
     file = path / "run.json" if path.is_dir() else path
     try:
         run = json.loads(file.read_text())
-        run["plan"]["fingerprint"], run["slices"], run["energy"]["sources"]
+        _look_at(run)
     except FileNotFoundError:
         raise NotComparable(f"{file}: does not exist; give the folder of a run of `make load`") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NotComparable(f"{file}: is no run of loadtest.load ({error!r}); give the folder of one") from None
     found: dict[str, Any] = run
+    return found
+
+
+def _look_at(run: dict[str, Any]) -> None:
+    """Raises KeyError or TypeError where something is missing that is compared."""
+    _ = [run["plan"][name] for name in SAME], run["energy"]["sources"], failed_share(run)
+    for part in run["slices"]:
+        _ = [part[name] for name in (*JUDGED.values(), "from_s", "to_s")]
+
+
+def failed_share(run: dict[str, Any]) -> float:
+    """Of the requests that were sent, those that were not answered."""
+    sent = run["figures"]["sent"]
+    return 1 - run["figures"]["answered"] / sent if sent else 0.0
+
+
+def failed_more(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether B failed more requests than A: by half a percent of them, and by more than chance explains."""
+    sent = [max(1, run["figures"]["sent"]) for run in (a, b)]
+    shares = [failed_share(run) for run in (a, b)]
+    error = math.sqrt(sum(share * (1 - share) / count for share, count in zip(shares, sent, strict=True)))
+    return shares[1] - shares[0] > max(MORE_FAILED, 2 * error)
+
+
+def same_parts(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The parts that are of the same stretch of the plan in both. A reading that is missing makes one long part of two,
+    which has no counterpart; the last ones end when the last answer came."""
+    found = []
+    for one in a["slices"]:
+        for other in b["slices"]:
+            last = one is a["slices"][-1] and other is b["slices"][-1]
+            if abs(one["from_s"] - other["from_s"]) <= LIKE_S and (last or abs(one["to_s"] - other["to_s"]) <= LIKE_S):
+                found.append((one, other))
+                break
     return found
 
 
@@ -87,16 +127,16 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[Verdict]:
             "compared, run both on one machine"
         )
     verdicts = []
+    parts = same_parts(a, b)
     for what, field in JUDGED.items():
-        pairs = [
-            (one[field], other[field])
-            for one, other in zip(a["slices"], b["slices"], strict=False)
-            if one[field] and other[field]
-        ]
+        pairs = [(one[field], other[field]) for one, other in parts if one[field] and other[field]]
         if len(pairs) >= LEAST_PARTS:
             verdicts.append(judge(what, pairs))
     if not verdicts:
-        raise NotComparable(f"parts: fewer than {LEAST_PARTS} of the runs have figures; run longer (--seconds)")
+        raise NotComparable(
+            f"parts: fewer than {LEAST_PARTS} of the runs have figures of the same stretch; run longer (--seconds), and"
+            " with the same --slice"
+        )
     return verdicts
 
 

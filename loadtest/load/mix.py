@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 CLASSES = ("strict", "standard", "eco")
 
 
@@ -12,10 +14,12 @@ def parse_mix(mix: str) -> dict[str, float]:
         name, _, weight = part.partition("=")
         if name.strip() not in CLASSES:
             raise ValueError(f"--mix: {name.strip()!r} is no class; use {', '.join(CLASSES)}")
+        if name.strip() in weights:
+            raise ValueError(f"--mix: {name.strip()} stands there twice; give each class once")
         try:
             weights[name.strip()] = float(weight)
         except ValueError:
             raise ValueError(f"--mix: {part!r} has no weight; write class=number") from None
-    if min(weights.values()) < 0 or sum(weights.values()) <= 0:
-        raise ValueError("--mix: weights must not be negative, nor all 0")
+    if min(weights.values()) < 0 or not 0 < sum(weights.values()) < inf:
+        raise ValueError("--mix: weights must be numbers, not negative, nor all 0")
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import signal
 import sys
@@ -95,6 +96,18 @@ class Session:
         events.test_start.add_listener(lambda **_: self._begin())
         events.spawning_complete.add_listener(lambda **_: self._all_there())
         events.test_stop.add_listener(lambda **_: self._end())
+
+    def check_meter(self) -> None:
+        """Raises RuntimeError where the metrics are none of ours: the run would have no joules, or never begin."""
+        url = self._target.metrics_url
+        try:
+            names = read_metrics(url).names()
+        except (HTTPError, ValueError) as error:
+            raise RuntimeError(f"--metrics-url: {url} does not answer as a node process does ({error})") from None
+        if "jouleserve_build_info" not in names:
+            raise RuntimeError(
+                f"--metrics-url: {url} is no node process; give the one of the server, port 9400 by default"
+            )
 
     def run_headless(self) -> None:
         """Run once; returns when the report is written. Raises RuntimeError if requests never end."""
@@ -204,10 +217,11 @@ class Session:
     def _write_outcomes(self) -> None:
         rows = [one.to_row() for one in self._plan.outcomes]
         if rows:
-            with gzip.open(self._out / "outcomes.csv.gz", "wt", newline="", encoding="utf-8") as handle:
-                writer = csv.DictWriter(handle, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+            write_atomic(self._out / "outcomes.csv.gz", gzip.compress(text.getvalue().encode()))
 
 
 def energy_words(reading: Reading) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class AnswerCache:
     def __init__(self, max_bytes: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._max_bytes = max_bytes
-        self._ttl_s = ttl_s
+        self.ttl_s = ttl_s
+        """How long an answer may be given."""
         self._entries: OrderedDict[bytes, CachedAnswer] = OrderedDict()
         self._bytes = 0
 
@@ -71,7 +72,7 @@ class AnswerCache:
         kept = self._entries.get(key)
         if kept is None:
             return None
-        if self._clock() - kept._made_s >= self._ttl_s:
+        if self._clock() - kept._made_s >= self.ttl_s:
             self._drop(key)
             return None
         self._entries.move_to_end(key)
@@ -82,11 +83,11 @@ class AnswerCache:
         cache."""
         now_s = self._clock()
         answer._made_s = now_s - age_s
-        if _size(answer) > self._max_bytes or age_s >= self._ttl_s:
+        if _size(answer) > self._max_bytes or age_s >= self.ttl_s:
             return
         old = self._entries.get(key)
         if old is not None:
-            if old.rank < answer.rank and now_s - old._made_s < self._ttl_s:
+            if old.rank < answer.rank and now_s - old._made_s < self.ttl_s:
                 return
             self._drop(key)
         answer._cache = self
@@ -95,7 +96,7 @@ class AnswerCache:
 
     def resize(self, max_bytes: int, ttl_s: float) -> None:
         """Change the bounds. Entries that still fit stay, most recently used first, and grow no younger by it."""
-        self._max_bytes, self._ttl_s = max_bytes, ttl_s
+        self._max_bytes, self.ttl_s = max_bytes, ttl_s
         self._grow(0)
 
     def clear(self) -> None:

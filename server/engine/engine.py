@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from server.engine.cache import AnswerCache, CachedAnswer, cache_key
+from server.engine.cache import AnswerCache, cache_key
 from server.engine.errors import BackendFailure, EngineError, InputTooLarge, InvalidInput, NotReady, Overloaded
 from server.engine.family import Family
-from server.engine.flights import NO_TOKENS, Answer, Asking, CacheState, Flight, Waiter, settle, settle_error
+from server.engine.flights import NO_TOKENS, Answer, Asking, CacheState, Flight, Waiter
+from server.engine.landing import Landing
 from server.engine.latency_guard import LatencyGuard
 from server.engine.ports import EngineLimits, UsageSink
-from server.engine.routing import Route, Router, asked_first
-from server.engine.runs import BatchRecord, JobResult
-from server.engine.runtime import Float32Array
+from server.engine.routing import Route, Router
+from server.engine.runs import BatchRecord
 from server.engine.savings import BatchingSavings
 from server.engine.scheduler import Scheduler
-from server.engine.second_level import SecondLevel, SharedAnswer
+from server.engine.second_level import SecondLevel
 from server.engine.tokenizer import Text, Truncation
 from server.shaping.policy import DialState, QualityClass
 
@@ -70,10 +70,10 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._router = Router(family, dial)
         self._latency = LatencyGuard(limits.p99_ns)
-        self._flights: dict[tuple[bytes, str], Flight] = {}
         self._preparing: set[asyncio.Task[None]] = set()
         self._encoder = ThreadPoolExecutor(1, "encode")
         self._scheduler = Scheduler(workers, limits.batch, self._record_batch)
+        self._landing = Landing(family, self.cache, second, self._latency, usage, self._submit)
         self._accepting = True
         self._active = 0
         self._asked_s = float("-inf")
@@ -127,7 +127,7 @@ class Engine:
         newest = family or self.family
         router = Router(newest, dial)
         if newest is not self.family:
-            self.family = newest
+            self.family = self._landing.family = newest
             self.cache.clear()
         self.limits, self.dial, self._router = limits, dial, router
         self._latency.bounds_ns = dict(limits.p99_ns)
@@ -248,8 +248,8 @@ class Engine:
         key = _key_of(route.family, asking.truncate, text)
         kept = self.cache.get(key, route.rank)
         if kept is not None:
-            return self._hit(kept, asking, started_ns, time.thread_time_ns() - cpu_before)
-        flight = self._flights.get((key, route.point))
+            return self._landing.hit(kept, asking, started_ns, time.thread_time_ns() - cpu_before)
+        flight = self._landing.flights.get((key, route.point))
         late = flight is None and self._needs_time(text)
         if not late:
             self._usage.count("cache_misses")
@@ -263,8 +263,10 @@ class Engine:
             except EngineError as error:
                 self._refused(route, error, time.thread_time_ns() - cpu_before)
                 raise
-            flight = Flight(self._land, key, route, route.variant, tokens, asking.deadline_ns, patient=asking.patient)
-            self._flights[key, route.point] = flight
+            flight = Flight(
+                self._landing.land, key, route, route.variant, tokens, asking.deadline_ns, patient=asking.patient
+            )
+            self._landing.flights[key, route.point] = flight
             if late:
                 task = self._loop.create_task(self._prepare(flight, asking, text))
                 self._preparing.add(task)
@@ -289,7 +291,7 @@ class Engine:
             if self._second is not None and self._second.ready:
                 found = await self._second.get(flight.key, flight.route.rank, len(family.manifest.labels))
                 if found is not None and found.age_s < self.limits.cache_ttl_s:
-                    self._land_shared(flight, found)
+                    self._landing.land_shared(flight, found)
                     return
             self._usage.count("cache_misses")
             if len(text.first) + len(text.second or "") > CHARS_ON_LOOP:
@@ -301,10 +303,10 @@ class Engine:
                 cpu_ns = time.thread_time_ns() - cpu_before
             flight.waiters[0].cpu_ns += cpu_ns
         except EngineError as error:
-            self._crash(flight, error)
+            self._landing.crash(flight, error)
         except Exception as error:  # a flight that is lost would leave its waiters without an answer
             log.exception("a text could not be prepared")
-            self._crash(flight, BackendFailure(f"the text could not be prepared: {error}"))
+            self._landing.crash(flight, BackendFailure(f"the text could not be prepared: {error}"))
         else:
             self._submit(flight)
 
@@ -327,97 +329,6 @@ class Engine:
         error.counted = True
         outcome = "shed" if isinstance(error, Overloaded) else "error"
         self._usage.request(route.variant, route.point, route.quality, outcome, cpu_ns)
-
-    def _hit(self, kept: CachedAnswer, asking: Asking, started_ns: int, cpu_ns: int) -> Answer:
-        usage, route = self._usage, asking.route
-        usage.count("cache_hits")
-        usage.avoided("cache", kept.cpu_ns - cpu_ns)
-        total_ns = time.perf_counter_ns() - started_ns
-        usage.request(kept.variant, kept.point, route.quality, "cached", cpu_ns, total_ns=total_ns)
-        saved_ns = route.family.full_ns(kept.rank, kept.variant, kept.cpu_ns) - cpu_ns
-        return Answer(kept.logits, kept.variant, kept.point, route.reason, "hit", cpu_ns, saved_ns=saved_ns, kept=kept)
-
-    def _land(self, flight: Flight, result: JobResult) -> None:
-        """A computation ended: keep its answer and wake everyone who waits for it, unless a cascade goes on."""
-        if result.dropped and self._goes_on(flight, late=result.late):
-            return
-        if flight.escalates(result):
-            self._usage.count("escalations")
-            self._submit(flight)
-            return
-        route, waiters = flight.route, flight.waiters
-        del self._flights[flight.key, route.point]
-        if result.logits is not None and route.family is self.family:
-            self._keep(flight, result.logits, result.cpu_ns)
-        if flight.unsure is not None:
-            result.cpu_ns += flight.unsure.cpu_ns
-            result.queued_ns += flight.unsure.queued_ns
-        # The first who still waits owes the computation; if nobody does, the one who began it.
-        owing = next((waiter for waiter in waiters if not waiter.future.done()), waiters[0])
-        usage = self._usage
-        ended_ns = time.perf_counter_ns()
-        for waiter in waiters:
-            outcome = settle(waiter, flight, result, first=waiter is owing)
-            # Nothing was avoided for who got no answer, or had left before it.
-            if outcome == "cached":
-                usage.avoided("cache", result.cpu_ns)
-            elif outcome == "ok":
-                if route.saving:
-                    usage.avoided(route.avoids, round(result.cpu_ns * route.saving))
-                if quantized := route.family.quantized_saving(flight.variant):
-                    usage.avoided("quantized", round(result.cpu_ns * quantized))
-            self._latency.note(waiter.asking.route.quality, ended_ns - waiter.started_ns, ended_ns)
-            usage.request(
-                flight.variant,
-                route.point,
-                waiter.asking.route.quality,
-                outcome,
-                waiter.cpu_ns + (result.cpu_ns if waiter is owing else 0),
-                total_ns=ended_ns - waiter.started_ns,
-                queue_ns=result.queued_ns,
-                tokenize_ns=waiter.cpu_ns,
-            )
-
-    def _keep(self, flight: Flight, logits: Float32Array, cpu_ns: int) -> None:
-        """Keep an answer that took its variant `cpu_ns`: what an equal question is spared at least."""
-        point, rank = flight.kept_as
-        self.cache.put(flight.key, CachedAnswer(logits, point, flight.variant, rank, cpu_ns))
-        # In the second level the rank alone says which variant answered.
-        if self._second is not None and (flight.unsure is None or rank != flight.route.rank):
-            self._second.put(flight.key, rank, logits, cpu_ns, self.limits.cache_ttl_s)
-
-    def _goes_on(self, flight: Flight, *, late: bool) -> bool:
-        """Queue a dropped flight again if somebody joined after the worker had dropped it, or has more time."""
-        deadlines = [waiter.asking.deadline_ns for waiter in flight.waiters if not waiter.left()]
-        if not deadlines or (late and max(deadlines) <= flight.deadline_ns):
-            return False
-        flight.deadline_ns = max(deadlines)
-        self._submit(flight)
-        return True
-
-    def _land_shared(self, flight: Flight, found: SharedAnswer) -> None:
-        """The second level has an answer: everybody who waits has a hit."""
-        route = flight.route
-        del self._flights[flight.key, route.point]
-        point = route.family.points[found.rank]
-        kept = CachedAnswer(found.logits, point.name, asked_first(point), found.rank, found.cpu_ns)
-        if route.family is self.family:
-            self.cache.put(flight.key, kept, found.age_s)
-        for waiter in flight.waiters:
-            if waiter.future.done():
-                self._usage.request(route.variant, route.point, waiter.asking.route.quality, "cancelled", waiter.cpu_ns)
-            else:
-                waiter.future.set_result(self._hit(kept, waiter.asking, waiter.started_ns, waiter.cpu_ns))
-
-    def _crash(self, flight: Flight, error: EngineError) -> None:
-        """A flight ended before it was queued."""
-        route = flight.route
-        del self._flights[flight.key, route.point]
-        error.counted = True
-        for waiter in flight.waiters:
-            outcome = settle_error(waiter, error)
-            quality = waiter.asking.route.quality
-            self._usage.request(route.variant, route.point, quality, outcome, waiter.cpu_ns)
 
     def _leave(self, begun: Begun) -> None:
         """A request ended, one way or another: nothing of it is waited for any more."""

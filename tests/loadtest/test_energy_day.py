@@ -7,8 +7,6 @@ import pytest
 from loadtest.client import Question, Reply
 from loadtest.demo_tables import Reading
 from loadtest.energy_day import HOURS, header_difference, of_the_server, plot, rate_at, shares, worst_window
-from loadtest.meter_cost import interval, paired, ratio_of
-from loadtest.open_loop import Outcome
 
 
 def book(measured: float, lost: float = 0.0) -> dict[str, float]:
@@ -55,18 +53,3 @@ def test_what_replies_promised_is_set_beside_what_was_settled() -> None:
 
 def test_the_plot_is_a_picture_of_its_own() -> None:
     assert parseString(plot(DAY, 1200, 60)).documentElement.tagName == "svg"
-
-
-def test_a_request_belongs_to_the_slice_that_it_was_sent_in_or_to_none() -> None:
-    parts = [(10.0, 11.9, True, 0), (12.0, 13.9, False, 0), (14.0, 15.9, False, 1), (16.0, 17.9, True, 1)]
-    sent = {9.0: 1, 10.5: 2, 11.95: 3, 12.5: 4, 14.5: 5, 16.5: 6, 17.99: 7}
-    outcomes = [Outcome(when, milliseconds / 1000, 200) for when, milliseconds in sent.items()]
-    assert paired([*outcomes, Outcome(16.6, 1.0, 429)], parts) == [([2], [4]), ([6], [5])]
-
-
-def test_the_slowest_percent_with_and_without_the_meter_are_compared_by_pairs() -> None:
-    same = [([float(i) for i in range(100)],) * 2 for _ in range(10)]
-    assert ratio_of(same) == 1
-    assert interval(same) == (1, 1)
-    slower = [([2.0 * i for i in range(100)], [float(i) for i in range(100)]) for _ in range(10)]
-    assert ratio_of(slower) == 2

@@ -10,19 +10,24 @@ from loadtest.open_loop import Outcome
 from loadtest.pairs import Part, interval, paired, ratio_of, typical_ratio
 
 
-def test_requests_belong_to_the_slice_that_they_were_sent_in() -> None:
-    parts = [Part(0.0, 1.98, True, 0), Part(2.0, 3.98, False, 0)]
-    sent = [(1.0, 0.010, 200), (1.99, 0.5, 200), (2.5, 0.020, 200), (3.0, 0.9, 503), (-1.0, 0.9, 200)]
-    outcomes = [Outcome(at, latency, status) for at, latency, status in sent]
-    assert paired(outcomes, parts) == [([10.0], [20.0])]
+def test_a_request_belongs_to_the_slice_that_it_was_sent_in_or_to_none() -> None:
+    parts = [
+        Part(10.0, 11.9, True, 0),
+        Part(12.0, 13.9, False, 0),
+        Part(14.0, 15.9, False, 1),
+        Part(16.0, 17.9, True, 1),
+    ]
+    sent = {9.0: 1, 10.5: 2, 11.95: 3, 12.5: 4, 14.5: 5, 16.5: 6, 17.99: 7}
+    outcomes = [Outcome(when, milliseconds / 1000, 200) for when, milliseconds in sent.items()]
+    assert paired([*outcomes, Outcome(16.6, 1.0, 429)], parts) == [([2], [4]), ([6], [5])]
 
 
-def test_the_interval_of_equal_sides_holds_one_and_of_others_does_not() -> None:
-    values = [float(n % 100 + 1) for n in range(1000)]
-    equal = [(values, values)] * 8
-    assert ratio_of(equal) == 1
-    assert interval(equal) == pytest.approx((1, 1))
-    assert interval([(values, [2 * value for value in values])] * 8)[1] < 0.6
+def test_the_slowest_percents_are_compared_by_pairs() -> None:
+    same = [([float(i) for i in range(100)],) * 2 for _ in range(10)]
+    assert ratio_of(same) == 1
+    assert interval(same) == (1, 1)
+    slower = [([2.0 * i for i in range(100)], [float(i) for i in range(100)]) for _ in range(10)]
+    assert ratio_of(slower) == 2
 
 
 def test_the_interval_covers_the_ratio_that_slices_of_their_own_pace_hide() -> None:

@@ -165,6 +165,10 @@ def test_a_mistake_is_named_before_anything_starts(tmp_path: Path) -> None:
         (["--arrivals", "nowhere.csv"], "nowhere.csv: does not exist"),
         (["--rows", "0:60"], "--rows: diurnal is made, not recorded"),
         (["--rate", "0.0001", "--seconds", "1"], "no request would be sent"),
+        (["--rate", "inf"], "argument --rate"),
+        (["--slice", "0"], "argument --slice"),
+        (["--rate", "1e6", "--seconds", "1e6"], "more than 5,000,000 requests"),
+        (["--clients", "0"], "--clients: give at least 1"),
     ):
         refused = subprocess.run(
             [sys.executable, "-m", "loadtest.load", "run", "--out", str(tmp_path), *options],

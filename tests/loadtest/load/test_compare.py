@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.load.compare import NotComparable, compare, judge, load_run
+from loadtest.load.compare import NotComparable, compare, failed_more, judge, load_run, same_parts
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -25,13 +27,16 @@ def run_of(joules: float, p99_ms: float, noise: float = 0.05, seed: int = 1, par
     return {
         "plan": {"fingerprint": "f", "protocol": "HTTP", "requests": 7000},
         "energy": {"sources": ["estimated"]},
+        "figures": {"sent": 7000, "answered": 7000},
         "slices": [
             {
+                "from_s": 10.0 * part,
+                "to_s": 10.0 * part + 10.0,
                 "joules_per_answer": near(joules),
                 "joules_per_answer_with_overhead": near(joules * 1.2),
                 "p99_ms": near(p99_ms),
             }
-            for _ in range(parts)
+            for part in range(parts)
         ],
     }
 
@@ -77,6 +82,49 @@ def test_runs_that_asked_differently_are_refused(field: str, value: str) -> None
     other["plan"][field] = value
     with pytest.raises(NotComparable, match=f"{field}: the runs did not ask the same"):
         compare(run_of(4e-3, 30), other)
+
+
+def test_a_run_that_answers_less_is_not_taken_for_a_better_one(tmp_path: Path) -> None:
+    a, b, unlucky = run_of(4e-3, 30), run_of(3.2e-3, 20), run_of(4e-3, 30)
+    b["figures"]["answered"] = 5000
+    unlucky["figures"]["answered"] = 6990
+    assert failed_more(a, b)
+    assert not failed_more(b, a)
+    assert not failed_more(a, unlucky)
+    paths = [tmp_path / name for name in ("a.json", "b.json")]
+    for path, run in zip(paths, (a, b), strict=True):
+        path.write_text(json.dumps(run))
+    command = [sys.executable, "-m", "loadtest.load", "compare", *map(str, paths)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 1, said.stderr
+    assert "failed: A 0.00%, B 28.57%" in said.stdout
+    assert "failed requests: B more" in said.stdout
+
+
+def test_parts_of_other_stretches_are_not_compared() -> None:
+    a, b = run_of(4e-3, 30, noise=0), run_of(4e-3, 30, noise=0)
+    for part in a["slices"][:9]:
+        part["p99_ms"] = 300.0
+    b["slices"] = [part | {"p99_ms": 300.0 if part["from_s"] < 90 else 30.0} for part in b["slices"]]
+    del b["slices"][3]  # a reading was missing: the part before it goes on for twice as long
+    b["slices"][2]["to_s"] = 40.0
+    assert [(one["from_s"], other["from_s"]) for one, other in same_parts(a, b)] == [
+        (at, at) for at in (10.0 * number for number in range(18)) if at not in (20.0, 30.0)
+    ]
+    assert words(a, b) == ["no difference seen"] * 3
+    shorter = run_of(4e-3, 30, parts=36)
+    for number, part in enumerate(shorter["slices"]):
+        part["from_s"], part["to_s"] = 5.0 * number, 5.0 * number + 5
+    with pytest.raises(NotComparable, match="same --slice"):
+        compare(a, shorter)
+
+
+def test_a_run_that_lacks_what_is_compared_is_named(tmp_path: Path) -> None:
+    run = run_of(4e-3, 30)
+    del run["slices"][4]["p99_ms"]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(NotComparable, match=r"is no run of loadtest.load \(KeyError\('p99_ms'\)\)"):
+        load_run(tmp_path)
 
 
 def test_joules_of_different_meters_are_not_compared() -> None:

@@ -37,7 +37,14 @@ def test_a_mix_becomes_shares() -> None:
 
 @pytest.mark.parametrize(
     ("mix", "says"),
-    [("cheap=1", "'cheap' is no class"), ("eco", "has no weight"), ("eco=-1,strict=2", "negative"), ("eco=0", "all 0")],
+    [
+        ("cheap=1", "'cheap' is no class"),
+        ("eco", "has no weight"),
+        ("eco=-1,strict=2", "negative"),
+        ("eco=0", "all 0"),
+        ("eco=nan", "be numbers"),
+        ("eco=1,eco=2", "stands there twice"),
+    ],
 )
 def test_a_wrong_mix_is_named(mix: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
