@@ -12,7 +12,6 @@ from rich.table import Table
 
 from energy.calibration import CalibrationError
 from models.store import Store, StoreError
-from server.addresses import joined
 from server.config import LoadedSettings, SettingsError, load
 from server.jobs.command import app as jobs_app
 from server.logs import set_up_logging
@@ -139,8 +138,7 @@ def conserve(
     """Show that attributed + idle + overhead + other joules are what the meter counted."""
     from server.ledger_view import print_conservation
 
-    server = _settings(config, assign).settings.server
-    raise typer.Exit(print_conservation(console, f"http://{joined(server.host, server.metrics_port)}", since))
+    raise typer.Exit(print_conservation(console, _settings(config, assign).settings.node_address, since))
 
 
 @app.command("report")
@@ -167,7 +165,7 @@ def make_report(
     """SCI score and return on investment of a period: HTML with plots, Markdown and JSON."""
     from server.report import command
 
-    folder = hours or _settings(config, assign).settings.server.run_dir / "hours"
+    folder = hours or _settings(config, assign).settings.node_dir / "hours"
     inputs = command.Inputs(tariff, currency, embodied_kg, lifespan_years, resource_share)
     found = command.run(folder, prometheus, begin, end, inputs, out)
     for figure in (*found.energy[-2:], *found.requests[-2:], *found.sci[-1:]):

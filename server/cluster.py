@@ -166,8 +166,7 @@ class _Replica(ReplicaActor):
             log.warning("no_news", why=repr(error))
 
     async def _ask(self, timeout_s: float) -> dict[str, Any]:
-        server = self._settings.server
-        figures = await ask_node(server.host, server.metrics_port)
+        figures = await ask_node(self._settings.node_address)
         async with asyncio.timeout(timeout_s):
             told: dict[str, Any] = await self._conductor.news.remote(
                 self._machine, None if figures is None else asdict(figures)

@@ -93,7 +93,7 @@ class Conductor:
             tunables.shaping,
             settings.node_dir / "grid.json",
             self._push_dial,
-            ask=ask or partial(ask_node, settings.server.host, settings.server.metrics_port),
+            ask=ask or partial(ask_node, settings.node_address),
             state_file=settings.policy_state_path,
             past=past_of(settings.grid),
         )
@@ -190,7 +190,7 @@ class Conductor:
             if not variant.reference
         ]
         try:
-            write_atomic(self._settings.server.run_dir / model_file.FILE_NAME, encode_costs(costs))
+            write_atomic(self._settings.node_dir / model_file.FILE_NAME, encode_costs(costs))
         except OSError as error:  # a figure less is no reason not to serve
             log.warning("compile_costs_not_written", error=str(error))
 

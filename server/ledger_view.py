@@ -6,20 +6,26 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from server.addresses import joined
+from server.node.figures import NodeAddress
+
 ROWS = ("attributed", "idle", "overhead", "other", "pending")
 TOLERATED_ERROR = 0.001
 
 
-def print_conservation(console: Console, metrics_url: str, since: str | None) -> int:
+def print_conservation(console: Console, node: NodeAddress, since: str | None) -> int:
     """Print measured joules beside their parts, since a mark that an earlier call printed, or since ever.
 
     Returns 0 if they agree within 0.1 %, 1 if not or if nobody answers.
     """
+    url = f"http://{joined(node.host, node.port)}"
     try:
         given = {} if since is None else {"since": since}
-        books = httpx.get(f"{metrics_url}/conservation", params=given, timeout=10).raise_for_status().json()
+        with httpx.Client(transport=httpx.HTTPTransport(uds=node.socket), timeout=10) as client:
+            books = client.get(f"{url}/conservation", params=given).raise_for_status().json()
     except httpx.HTTPError as error:
-        console.print(f"no books at {metrics_url} ({error}); is the server up? start it with `jouleserve up`")
+        where = node.socket or url
+        console.print(f"no books at {where} ({error}); is the server up? start it with `jouleserve up`", soft_wrap=True)
         return 1
     measured = float(books["measured_joules"])
     table = Table("owed by", "joules", "share", title=f"energy books (source: {'+'.join(books['sources'])})")

@@ -117,7 +117,7 @@ class Replica:
         self.app = App(
             self.replies,
             self.status,
-            console_data(self.engine, self._tunables, server),
+            console_data(self.engine, self._tunables, self._settings),
             self._admin(self.engine),
         )
         engine = self.engine

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from energy.grid.choice import ProviderName
 from energy.grid.signal import Measure
 from server.job_settings import JobsSettings
+from server.node.figures import NodeAddress
 from server.section import MIB, Section
 
 ENV_PREFIX = "JOULESERVE_"
@@ -421,6 +422,11 @@ class Settings(BaseSettings):
     def node_dir(self) -> Path:
         """Run folder of the node process that replicas report to."""
         return self.energy.node_dir or self.server.run_dir
+
+    @property
+    def node_address(self) -> NodeAddress:
+        """Where that node process answers."""
+        return NodeAddress(self.server.host, self.server.metrics_port, self.energy.node_dir)
 
     @property
     def grid_cache_path(self) -> Path:

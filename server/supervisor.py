@@ -94,7 +94,7 @@ class Supervisor:
             await self._listener.start()
 
     async def _figures(self) -> Figures | None:
-        return await ask_node(self._settings.server.host, self._settings.server.metrics_port)
+        return await ask_node(self._settings.node_address)
 
     def _start_serve(self) -> None:
         try:

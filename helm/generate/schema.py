@@ -157,7 +157,7 @@ def _sections(settings: Schema) -> dict[str, Schema]:
             {
                 "enabled": YES_NO,
                 "prometheusUrl": TEXT,
-                "min": whole(0),
+                "min": whole(1),  # none would count no request, and never become one
                 "max": whole(1),
                 "requestsInFlight": whole(1),
             }

@@ -20,7 +20,7 @@ import orjson
 from server.engine.engine import Engine
 from server.node.figures import node_says
 from server.node.grid_state import FILE_NAME
-from server.settings import ServerSettings
+from server.settings import Settings
 
 FRESH_S = 1.0
 """However many pages are open, the node process is asked once in this time."""
@@ -98,14 +98,14 @@ def without_comments(exposition: bytes) -> str:
 
 
 def console_data(
-    engine: Engine, tunables: Tunables, server: ServerSettings, clock: Callable[[], float] = time.monotonic
+    engine: Engine, tunables: Tunables, settings: Settings, clock: Callable[[], float] = time.monotonic
 ) -> ConsoleData:
-    """The data of a replica that runs by `server`; its node process is the one of its machine."""
+    """The data of a replica that runs by `settings`; its node process is the one of its machine."""
     return ConsoleData(
         engine,
         tunables,
-        scrape=partial(node_says, server.host, server.metrics_port, "/metrics"),
-        grid_file=server.run_dir / FILE_NAME,
-        tunable=server.admin_keys_file is not None,
+        scrape=partial(node_says, settings.node_address, "/metrics"),
+        grid_file=settings.node_dir / FILE_NAME,
+        tunable=settings.server.admin_keys_file is not None,
         clock=clock,
     )

@@ -19,7 +19,7 @@ function distil(samples) {
     counters: {
       answers: samples.sum("jouleserve_requests_total", answered),
       cached: samples.sum("jouleserve_requests_total", (l) => l.outcome === "cached"),
-      shed: samples.sum("jouleserve_requests_total", (l) => l.outcome === "shed"),
+      shed: samples.sum("jouleserve_shed_requests_total"),
       failed: samples.sum("jouleserve_requests_total", (l) => l.outcome === "error"),
       requests: samples.sum("jouleserve_attributed_joules_total"),
       metered: samples.sum("jouleserve_energy_joules_total", alone),
@@ -93,6 +93,12 @@ class History {
   /** Sum over the nodes of a gauge; null where none has it. */
   gauge(name) {
     return addUp(this.latest().map((figures) => figures.gauges[name]));
+  }
+
+  /** What nodes do not add up: the largest (or least) that one of them tells; null where none does. */
+  told(name, pick = Math.max) {
+    const known = this.latest().map((figures) => figures[name]).filter((value) => value !== null);
+    return known.length ? pick(...known) : null;
   }
 
   /** What has been counted since the counters began. */

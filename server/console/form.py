@@ -22,13 +22,14 @@ def _form_field(key: str, info: Any) -> dict[str, Any]:
     schema = TypeAdapter(Annotated[info.annotation, info]).json_schema()
     kinds = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
     (kind,) = kinds
+    choices = kind.get("enum", ["true", "false"] if kind["type"] == "boolean" else None)
     field: dict[str, Any] = {
         "key": key,
-        "kind": "choice" if "enum" in kind else {"integer": "integer", "number": "number"}.get(kind["type"], "text"),
+        "kind": "choice" if choices else {"integer": "integer", "number": "number"}.get(kind["type"], "text"),
         "nullable": "anyOf" in schema,
         "about": " ".join((info.description or "").split()),
     }
-    if "enum" in kind:
-        field["choices"] = kind["enum"]
+    if choices:
+        field["choices"] = choices
     field.update({ours: kind[theirs] for theirs, ours in _LIMITS.items() if theirs in kind})
     return field

@@ -4,20 +4,21 @@ const REASONS = {
   strict: () => "strict requests always get full quality",
   eco: () => "eco requests always get the cheapest point above their floor",
   off: () => "the policy is off: full quality",
+  "opt-out": () => "this class is never shaped: full quality",
   pin: () => "pinned by the operator",
   floor: (d) => `held by the accuracy floor of ${percent(Number(d))}`,
   "grid-unknown": () => "nothing is known of the grid: full quality",
   "grid-assumed": () => "the grid's figure is assumed, not measured: full quality",
-  "grid-learning": (d) => `still learning this grid (${d.replace("/", " of ")} hours)`,
+  "grid-learning": (d) => `still learning this grid${d && ` (${d.replace("/", " of ")} hours)`}`,
   "budget-kept": (d) => `${d} of the budget: within its course`,
   "budget-tight": (d) => `${d} of the budget: ahead of its course`,
   "budget-spent": (d) => `${d} of the budget: spent`,
   "budget-unmeasured": () => "nothing measures what the budget is spent on",
-  "switch-limit": (d) => `would switch, but ${d} switches a day are the most`,
+  "switch-limit": (d) => `would switch, but ${d ? `${d} switches a day are the most` : "has switched as often as it may"}`,
 };
 const SIDES = { clean: ["clean", "below"], dirty: ["dirty", "above"] };
 
-/** A reason such as grid-dirty:412>350 in words. */
+/** A reason such as grid-dirty:412>350 in words; one that waits for the dwell comes without its figures. */
 function explain(reason) {
   const [code, ...rest] = reason.split(":");
   const detail = rest.join(":");
@@ -27,6 +28,7 @@ function explain(reason) {
   if (!how) return reason;
   const unit = how === "rank" ? "" : " g/kWh";
   const what = how === "rank" ? "the hour's rank in the past" : how === "static" ? "the stated intensity" : "the grid";
+  if (!detail) return side === "band" ? `${what} is between the limits` : `${what} is ${side}`;
   if (side === "band") return `${what} is ${detail}${unit}, between the limits: nothing moves`;
   const [value, limit] = detail.split(/[<>]/);
   return `${what} is ${SIDES[side][0]}: ${value}${unit}, ${SIDES[side][1]} ${limit}`;
@@ -64,7 +66,7 @@ function paintTiles({ history, trace, nowS }) {
   const rate = history.rate("answers");
   const [p50, p99] = [0.5, 0.99].map((share) => history.latency(share));
   const times = p50 === null ? "no answers in the last minute" : `p50 ${joined(si(p50, "s"))}, p99 ${joined(si(p99, "s"))} in the server`;
-  sparkline(tile("tile-rate", rate === null ? ["–", ""] : [digits(rate), "per second"], times), over("rate"), { nowS, label: `Answers a second, now ${digits(rate)}; ${times}` });
+  sparkline(tile("tile-rate", rate === null ? ["–", ""] : [digits(rate), "/s"], times), over("rate"), { nowS, label: `Answers a second, now ${digits(rate)}; ${times}` });
 }
 
 /** Where the dial stands: a point's number, or between two. */
@@ -132,7 +134,7 @@ function paintGrid({ data, history, trace, nowS }) {
   const { grid } = data;
   const grams = grid?.grams_per_kwh ?? null;
   const svg = tile("grid", grams === null ? ["–", ""] : [digits(grams), "gCO2e/kWh"]);
-  const age = history.latest().map((figures) => figures.gridAge).find((one) => one !== null) ?? grid?.age_s ?? null;
+  const age = history.told("gridAge", Math.min) ?? grid?.age_s ?? null;
   $("#grid-note").textContent = grams === null ? "Nothing is known of the grid; requests get normal quality." :
     `${grid.kind}${grid.estimated ? ", estimated" : ""} · ${ago(age)} · ${[grid.provider, grid.zone].filter(Boolean).join(", zone ")}`;
   const { policy, clean_below_grams_per_kwh: clean, dirty_above_grams_per_kwh: dirty } = data.tunables.shaping;
@@ -147,8 +149,8 @@ function paintShare({ data, history }) {
   const kinds = data.points.map((one) => one.name);
   const names = [...kinds, ...Object.keys(counts).filter((name) => name && !kinds.includes(name))];
   shareBar($("#share svg"), $("#share-legend"), names.map((name, n) => [`c-p${n % 5}`, name, counts[name] ?? 0]), "Who answered");
-  const switches = addUp(history.latest().map((figures) => figures.switches));
-  $("#share-note").textContent = `${recent ? "In the last minute" : "Since the counters began"}, cached answers counted for the point that made them. The dial was turned ${whole(switches)} times since the server started.`;
+  const switches = history.told("switches");
+  $("#share-note").textContent = `${recent ? "In the last minute" : "Since the counters began"}, cached answers counted for the point that made them. The dial was turned ${whole(switches)} times since ${history.nodes.size > 1 ? "a" : "the"} server started.`;
 }
 
 function paintBooks({ history }) {
@@ -157,9 +159,9 @@ function paintBooks({ history }) {
   const recent = rates.every((one) => one !== null);
   const amounts = recent ? rates : kinds.map((name) => history.total(name));
   shareBar($("#books svg"), $("#books-legend"), kinds.map((name, n) => [`c-${name}`, { other: "other programs" }[name] ?? name, amounts[n] ?? 0]), "Where the joules went");
-  const error = Math.max(...history.latest().map((figures) => Math.abs(figures.conservation ?? 0)));
+  const error = history.told("conservation");
   const saved = [["avoidedCache", "the cache"], ["avoidedFallback", "cheaper points"]].map(([name, words]) => [history.total(name), words]).filter(([joules]) => joules);
-  $("#books-note").textContent = `${recent ? "In the last minute" : "Since the counters began"}. The books miss the meter by ${percent(error)}.` +
+  $("#books-note").textContent = `${recent ? "In the last minute" : "Since the counters began"}.${error === null ? "" : ` The books miss the meter by ${percent(error)}.`}` +
     (saved.length ? ` Not spent, thanks to ${saved.map(([joules, words]) => `${words}: ${joined(si(joules, "J"))}`).join("; ")}.` : "");
 }
 
@@ -167,14 +169,15 @@ function paintFacts({ data, history }) {
   const [hits, misses] = ["hits", "misses"].map((name) => history.rate(name));
   const looked = hits === null || misses === null ? null : hits + misses;
   const shed = history.rate("shed");
+  const replicas = Math.max(1, history.gauge("replicas") ?? 1); // bounds are each one's
   const rows = [
-    ["Waiting for a batch", `${whole(history.gauge("queue"))} of ${whole(data.tunables.batching.max_queue_requests)}`],
+    ["Waiting for a batch", `${whole(history.gauge("queue"))} of ${whole(replicas * data.tunables.batching.max_queue_requests)}`],
     ["Requests in flight", whole(history.gauge("inFlight"))],
     ["Texts in a batch", digits(ratio(history.rate("rows"), history.rate("batches")))],
     ["Refused for want of room", shed === null ? "–" : `${digits(shed)} per second`],
     ["Cache hits", percent(ratio(hits, looked))],
     ["Answers in the cache", `${whole(history.gauge("cacheEntries"))}`],
-    ["Cache size", `${digits((history.gauge("cacheBytes") ?? 0) / 1048576)} of ${digits(data.tunables.cache.max_bytes / 1048576)} MiB`],
+    ["Cache size", `${digits((history.gauge("cacheBytes") ?? 0) / 1048576)} of ${digits((replicas * data.tunables.cache.max_bytes) / 1048576)} MiB`],
     ["Replicas", whole(history.gauge("replicas"))],
     ["Nodes seen", whole(history.nodes.size)],
   ];

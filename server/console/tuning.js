@@ -4,7 +4,7 @@ const FIELDS = JSON.parse($("#form-fields").textContent);
 const GROUPS = { shaping: "Shaping: which point answers, and when", batching: "Batching: how requests become batches", cache: "Cache of answers" };
 const RULED_BY = {
   full_share: ["percentile"], quality_debt_days: ["percentile"], max_switches_per_day: ["percentile"], rank_band: ["percentile"],
-  swing_s: ["percentile", "budget"], budget_amount: ["budget"], budget_unit: ["budget"], budget_period: ["budget"], pin_point: ["pin"],
+  fallback_point: ["threshold", "percentile", "budget"], swing_s: ["percentile", "budget"], budget_amount: ["budget"], budget_unit: ["budget"], budget_period: ["budget"], pin_point: ["pin"],
   dirty_above_grams_per_kwh: ["threshold", "percentile"], clean_below_grams_per_kwh: ["threshold", "percentile"], min_dwell_s: ["threshold", "percentile"],
 };
 const FOLLOW_MS = 6000;

@@ -6,7 +6,10 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Self
+
+from server.node import wire
 
 ASK_TIMEOUT_S = 5.0
 MAX_REPLY_BYTES = 4_000_000
@@ -38,27 +41,48 @@ class Figures:
         return cls(**{field.name: tree[field.name] for field in fields(cls)})
 
 
-async def ask_node(host: str, port: int) -> Figures | None:
+@dataclass(frozen=True)
+class NodeAddress:
+    """Where a machine's node process answers."""
+
+    host: str
+    port: int
+    folder: Path | None = None
+    """Run folder of a node process that runs apart, in a network of its own: it is asked by a socket there."""
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Raises OSError, or ValueError for a folder whose path is too long."""
+        if self.folder is None:
+            return await asyncio.open_connection(self.host, self.port, limit=MAX_REPLY_BYTES)
+        return await asyncio.open_unix_connection(self.socket, limit=MAX_REPLY_BYTES)
+
+    @property
+    def socket(self) -> str | None:
+        """The path of that socket; None for one that is asked by its port."""
+        return None if self.folder is None else wire.socket_path(self.folder, wire.PAGES_SOCKET)
+
+
+async def ask_node(address: NodeAddress) -> Figures | None:
     """The figures of the node process that listens there; None if it does not answer."""
-    body = await node_says(host, port, "/healthz")
+    body = await node_says(address, "/healthz")
     try:
         return None if body is None else Figures.from_json(json.loads(body))
     except (ValueError, KeyError, TypeError):
         return None
 
 
-async def node_says(host: str, port: int, path: str) -> bytes | None:
+async def node_says(address: NodeAddress, path: str) -> bytes | None:
     """The body of a page of the node process that listens there; None if it does not answer, or with an error."""
-    request = f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
+    request = f"GET {path} HTTP/1.1\r\nhost: {address.host}\r\n\r\n".encode()
     try:
         async with asyncio.timeout(ASK_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, port, limit=MAX_REPLY_BYTES)
+            reader, writer = await address.connect()
             try:
                 writer.write(request)
                 reply = await reader.read()
             finally:
                 writer.close()
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, ValueError):
         return None
     head, _, body = reply.partition(b"\r\n\r\n")
     return body if head.startswith(b"HTTP/1.1 200 ") else None

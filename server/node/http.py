@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
@@ -47,20 +48,32 @@ class HttpServer:
         """`routes` maps a path to its handler."""
         self._routes = routes
         self._open = 0
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        self._path: str | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port. Raises OSError if it is taken."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_HEAD_BYTES, backlog=32)
-        address = self._server.sockets[0].getsockname()
-        return int(address[1])
+        server = await asyncio.start_server(self._serve, host, port, limit=MAX_HEAD_BYTES, backlog=32)
+        self._servers.append(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def start_local(self, path: str) -> None:
+        """Listen on a socket in a folder as well, in place of one that was left there. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        self._servers.append(await asyncio.start_unix_server(self._serve, path, limit=MAX_HEAD_BYTES, backlog=32))
+        self._path = path
 
     async def close(self) -> None:
         """Stop listening."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
+        for server in self._servers:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._server.wait_closed(), TIMEOUT_SECONDS)
+                await asyncio.wait_for(server.wait_closed(), TIMEOUT_SECONDS)
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1

@@ -25,6 +25,7 @@ from energy.procfs import TICK_NS, read_memory_gib, read_process_times
 from energy.sources import select_sources
 from energy.sources.estimated import EstimatedSource
 from server.node import state as node_state
+from server.node import wire
 from server.node.devices import busy_by_replica
 from server.node.figures import Figures
 from server.node.grid_state import GridFile
@@ -150,6 +151,9 @@ class NodeService:
         server = HttpServer({"/metrics": self._metrics, "/conservation": self._conservation, "/healthz": self._health})
         self._replicas.open(loop)
         port = await server.start(self._settings.host, self._settings.port)
+        pages = wire.socket_path(self._settings.run_dir, wire.PAGES_SOCKET)
+        await server.start_local(pages)
+        wire.share_socket(pages)
         node_state.write_atomic(self._settings.run_dir / PORT_FILE, f"{port}\n".encode(), durable=False)
         log.info("metrics on http://%s:%d/metrics, energy by %s", self._settings.host, port, self._source_names)
         # What lives by now lives as long as the process: keep the collector from walking it again and again.

@@ -31,6 +31,8 @@ import msgpack
 VERSION = 1
 MAX_DATAGRAM_BYTES = 100_000
 NODE_SOCKET = "node.sock"
+PAGES_SOCKET = "pages.sock"
+"""Where the node process answers what its port answers, for who shares its folder and not its network."""
 # sockaddr_un holds 108 bytes, one of them the closing zero.
 _MAX_PATH_BYTES = 107
 REPLICA_SOCKETS = "r-*.sock"

@@ -19,6 +19,8 @@ import pytest
 from loadtest.pictures import MOST_BYTES, prometheus
 from loadtest.served import free_port, serve
 from models.store import Store
+from server.api.app import OPEN_PATHS
+from server.api.errors import ERRORS
 from tests.support.doc_commands import DECIDED, PAGES, ROOT, Command, commands, unnamed_blocks
 from tests.support.tiny_family import publish_tiny_family
 
@@ -66,6 +68,14 @@ def test_the_readme_shows_the_console_and_a_dashboard_and_no_picture_is_large() 
     assert {"docs/pictures/console.png", "docs/pictures/dashboard-energy.png"} <= shown
     pictures = list((ROOT / "docs/pictures").iterdir())
     assert [one.name for one in pictures if one.stat().st_size > MOST_BYTES] == []
+
+
+def test_the_pages_name_every_error_and_every_path_without_a_key() -> None:
+    api = (ROOT / "docs/api.md").read_text(encoding="utf-8").split("## Errors")[1]
+    told = {int(status) for row in re.findall(r"^\| ([\d, ]+) \|", api, re.MULTILINE) for status in row.split(",")}
+    assert {row.http_status for row in ERRORS.values()} <= told
+    security = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    assert [path for path in OPEN_PATHS if f"`{re.sub('/(live|ready|data)$', '', path) or path}" not in security] == []
 
 
 def test_a_link_to_nothing_is_seen(tmp_path: Path) -> None:

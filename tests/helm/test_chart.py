@@ -52,6 +52,7 @@ def test_what_is_generated_is_what_is_checked_in(tmp_path: Path) -> None:
         ({"nodeSelector": {"energy": True}}, "energy"),
         ({"store": {"url": "s3://b", "size": "4GB"}}, "size"),
         ({"scratch": {"tmp": "much"}}, "tmp"),
+        ({"keda": {"min": 0}}, "min"),
         ({"settings": {"jobs": {"path": "/jobs.sqlite"}}}, "path"),
     ],
 )
@@ -79,7 +80,12 @@ def test_values_against_the_schema_are_refused_by_name(chart: Any, values: dict[
         ),
         ({"mode": "RayService", "podDisruptionBudget": {"maxUnavailable": "50%"}}, "give a whole number"),
         ({"deployment": {"replicas": 2}, "jobs": {"claim": "jobs"}}, "jobs.claim: one pod owns the jobs"),
-        ({"keda": {"enabled": True}, "jobs": {"claim": "jobs"}}, "jobs.claim: one pod owns the jobs"),
+        ({"keda": {"enabled": True}}, "monitoring.monitor: KEDA goes by"),
+        ({"keda": {"enabled": True, "min": 3, "max": 2}}, "keda.max: below keda.min"),
+        (
+            {"keda": {"enabled": True}, "monitoring": {"monitor": True}, "jobs": {"claim": "jobs"}},
+            "one pod owns the jobs",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused_with_a_remedy(

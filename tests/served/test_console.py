@@ -100,6 +100,12 @@ def test_it_fits_a_phone_and_keeps_its_text_readable(browser: Any, edge: Served,
         ".map((one) => Number.parseFloat(getComputedStyle(one).fontSize)))"
     )
     assert smallest >= 12
+    tab.page.evaluate("document.querySelector('#tile-rate [data-value]').textContent = '1,234'")
+    assert tab.page.evaluate(
+        "[...document.querySelectorAll('.tile .big')].every((one) => one.clientHeight < 1.5 * parseFloat("
+        "getComputedStyle(one).lineHeight))"
+    ), "a figure and its unit stand on one line"
+    assert tab.page.evaluate("getComputedStyle(document.querySelector('#front text')).paintOrder").startswith("stroke")
     assert tab.complaints == []
     tab.page.close()
 

@@ -62,6 +62,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and .Values.store.claim .Values.store.url }}{{ fail "store: claim and url are both given; leave one out" }}{{ end -}}
 {{- if not (or .Values.store.claim .Values.store.url) }}{{ fail "store: give the claim that holds the models, or the url to fetch them from" }}{{ end -}}
 {{- if and .Values.keda.enabled (ne .Values.mode "Deployment") }}{{ fail "keda.enabled: KEDA scales Deployments; in RayService mode set settings.server.max_replicas and ray.workers.max" }}{{ end -}}
+{{- if and .Values.keda.enabled (gt (.Values.keda.min | int) (.Values.keda.max | int)) }}{{ fail "keda.max: below keda.min; raise it" }}{{ end -}}
+{{- if and .Values.keda.enabled (not .Values.monitoring.monitor) }}{{ fail "monitoring.monitor: KEDA goes by the requests in flight that it has Prometheus scrape; set it" }}{{ end -}}
 {{- if and .Values.deployment.edge (eq .Values.metering.mode "daemonset") }}{{ fail "metering.mode: edge mode meters in its own process; use pod, or deployment.edge: false" }}{{ end -}}
 {{- if and (eq .Values.metering.mode "daemonset") (eq (toString (dig "shaping" "policy" "" .Values.settings)) "budget") }}{{ fail "settings.shaping.policy: budget goes by the pod's own meter; use metering.mode pod" }}{{ end -}}
 {{- if and (eq .Values.mode "Deployment") .Values.jobs.claim (or .Values.keda.enabled (gt (.Values.deployment.replicas | int) 1)) }}{{ fail "jobs.claim: one pod owns the jobs; use deployment.replicas 1 without keda, or leave it out" }}{{ end -}}
