@@ -274,15 +274,24 @@ def cascade_line(manifest: Manifest, found: Sequence[Measured]) -> str:
     )
 
 
-def to_dict(manifest: Manifest, found: Sequence[Measured]) -> dict[str, Any]:
-    """JSON-serializable."""
+def to_dict(manifest: Manifest, found: Sequence[Measured], command: str) -> dict[str, Any]:
+    """JSON-serializable; `command` made it."""
     points = []
     for one in found:
         verdict = judge(one, found[0], uncertainty_of(manifest, one.point))
         manifest_says = one.point.model_dump(exclude={"cascade", "variant"})
         passes = [asdict(single) for single in one.passes]
         points.append({"manifest": manifest_says, "passes": passes, "verdict": asdict(verdict)})
-    return {"family": manifest.family, "points": points, "cascade": cascade_line(manifest, found)}
+    cascade = cascade_line(manifest, found)
+    return {"command": command, "family": manifest.family, "points": points, "cascade": cascade}
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """The command line without the machine's own folders."""
+    words = ["python -m loadtest.dial", f"--family {options.family}", f"--texts {options.texts.name}"]
+    words += [f"--clients {options.clients}", f"--rounds {options.rounds}"]
+    words += ["--edge"] * options.edge
+    return " ".join(words)
 
 
 def main() -> None:
@@ -309,7 +318,7 @@ def main() -> None:
     console.print(table(manifest, found))
     console.print(cascade_line(manifest, found), highlight=False)
     if options.out is not None:
-        write_atomic(options.out, json.dumps(to_dict(manifest, found), indent=1).encode() + b"\n")
+        write_atomic(options.out, json.dumps(to_dict(manifest, found, command_of(options)), indent=1).encode() + b"\n")
         console.print(f"written: {options.out}")
     verdicts = [judge(one, found[0], uncertainty_of(manifest, one.point)) for one in found]
     failed = sum(single.failed for one in found for single in one.passes)

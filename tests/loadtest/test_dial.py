@@ -81,7 +81,8 @@ def test_a_cascade_that_loses_too_much_is_none(manifest: Manifest) -> None:
 def test_the_table_and_the_json_hold_every_point(manifest: Manifest) -> None:
     found = [once(manifest, place, 0.97 - place / 100, 4.0 - place) for place in range(len(manifest.points))]
     assert table(manifest, found).row_count == len(manifest.points)
-    tree: dict[str, Any] = to_dict(manifest, found)
+    tree: dict[str, Any] = to_dict(manifest, found, "how it was made")
+    assert tree["command"] == "how it was made"
     assert [point["manifest"]["name"] for point in tree["points"]] == [point.name for point in manifest.points]
 
 
