@@ -74,8 +74,9 @@ def _popularity(plan: dict[str, Any]) -> str:
 def _source(energy: dict[str, Any]) -> str:
     if not energy["sources"]:
         return "it has none"
-    uncertainty = energy["relative_uncertainty"]
-    return " + ".join(energy["sources"]) + ("" if uncertainty is None else f", ±{uncertainty:.0%}")
+    bands = (("relative_uncertainty", "±{:.0%}"), ("dynamic_uncertainty", "those of answers ±{:.0%}"))
+    known = [words.format(energy[name]) for name, words in bands if energy.get(name) is not None]
+    return ", ".join([" + ".join(energy["sources"]), *known])
 
 
 def _failures(figures: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import signal
 import sys
 import time
@@ -89,7 +90,10 @@ class Session:
         self._reading: Reading | None = None
         self._sampler: Greenlet | None = None
         self._environment = Environment(
-            user_classes=[self._user_class()], shape_class=PlannedArrivals(self._plan), host=target.url
+            user_classes=[self._user_class()],
+            shape_class=PlannedArrivals(self._plan),
+            host=target.url,
+            locustfile=f"{words.arrivals} arrivals over {words.protocol}; joules stand in report.md",
         )
         spawn(stats_history, self._environment.create_local_runner())  # the curves of locust's report
         events = self._environment.events
@@ -209,7 +213,8 @@ class Session:
         text = markdown(run)
         write_atomic(self._out / "run.json", json.dumps(run, indent=1).encode() + b"\n")
         write_atomic(self._out / "report.md", text.encode())
-        write_atomic(self._out / "locust.html", get_html_report(self._environment, show_download_link=False).encode())
+        page = get_html_report(self._environment, show_download_link=False)
+        write_atomic(self._out / "locust.html", readable(page).encode())
         self._write_outcomes()
         self._say(text)
         self._say(f"written: {self._out / 'report.md'}, run.json, locust.html (curves), outcomes.csv.gz")
@@ -224,10 +229,23 @@ class Session:
             write_atomic(self._out / "outcomes.csv.gz", gzip.compress(text.getvalue().encode()))
 
 
+def readable(page: str) -> str:
+    """Locust's report, on its own and on a phone: headings are not cut short, and no icon is looked for that is not
+    beside it."""
+    page = re.sub(r"<link rel=\"shortcut icon\"[^>]*>", "", page)
+    whole = "h1,h2{white-space:normal!important;overflow-wrap:anywhere}h1{font-size:clamp(2rem,7vw,3.75rem)!important}"
+    return page.replace("</head>", f'<link rel="icon" href="data:,"><style>{whole}</style></head>', 1)
+
+
 def energy_words(reading: Reading) -> dict[str, Any]:
-    """Whose joules they are."""
+    """Whose joules they are, and how sure: all of them, and those above idling, which answers owe."""
     sources = sorted(reading.label_values("jouleserve_energy_joules_total", "source"))
-    uncertain = [
-        value for (name, _), value in reading.samples.items() if name == "jouleserve_energy_relative_uncertainty_ratio"
-    ]
-    return {"sources": sources, "relative_uncertainty": max(uncertain, default=None)}
+
+    def widest(metric: str) -> float | None:
+        return max((value for (name, _), value in reading.samples.items() if name == metric), default=None)
+
+    return {
+        "sources": sources,
+        "relative_uncertainty": widest("jouleserve_energy_relative_uncertainty_ratio"),
+        "dynamic_uncertainty": widest("jouleserve_dynamic_relative_uncertainty_ratio"),
+    }

@@ -251,6 +251,9 @@ def test_a_pod_lives_until_what_it_accepted_is_answered(render: Render, values: 
             within_s = int(hook[-1].removeprefix("--within="))
             assert hook[:3] == ["python", "-m", "server.leave"]
             assert drain_s < within_s <= spec["terminationGracePeriodSeconds"] - 10
+            for node in (one for one in spec["containers"] if one["name"] == "node"):
+                outlasts = node["lifecycle"]["preStop"]["exec"]["command"]
+                assert outlasts == ["python", "-m", "server.node.outlast", f"--within={within_s}", "--port=9400"]
 
 
 def test_a_deployment_is_ready_when_the_server_says_so_and_restarted_when_it_is_dead(render: Render) -> None:

@@ -18,7 +18,7 @@ from tests.helm.value_sets import EVERYTHING_WATCHED
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RULES = sorted((ROOT / "helm/jouleserve/rules").glob("*.yaml"))
-CASES = HERE / "alerts_test.yaml"
+CASES = sorted(HERE.glob("alerts*_test.yaml"))
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (package prometheus) is missing")
 
@@ -43,11 +43,12 @@ def test_promtool_accepts_the_rules() -> None:
 
 @needs_promtool
 def test_every_alert_fires_when_it_should_and_is_silent_when_it_should() -> None:
-    promtool("test", "rules", CASES.name, folder=HERE)
+    promtool("test", "rules", *(path.name for path in CASES), folder=HERE)
 
 
 def test_each_alert_has_a_firing_and_a_silent_case() -> None:
-    cases = [case for test in yaml.safe_load(CASES.read_text())["tests"] for case in test.get("alert_rule_test", [])]
+    tests = [test for path in CASES for test in yaml.safe_load(path.read_text())["tests"]]
+    cases = [case for test in tests for case in test.get("alert_rule_test", [])]
     firing = {case["alertname"] for case in cases if case["exp_alerts"]}
     silent = {case["alertname"] for case in cases if not case["exp_alerts"]}
     assert firing == silent == set(rules("alert"))

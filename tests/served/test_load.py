@@ -18,6 +18,7 @@ import pytest
 
 from loadtest.served import Served, free_port, serve
 from models.store import Store
+from tests.support.browser import PHONE, Tab, chromium
 from tests.support.tiny_family import publish_tiny_family
 
 pytestmark = pytest.mark.served
@@ -94,6 +95,19 @@ def test_a_run_over_http_reports_latency_joules_shares_and_quality(first: tuple[
     assert curves is not None
     assert 16 in [point["user_count"][1] for point in json.loads(curves[1])]
     assert (out / "outcomes.csv.gz").stat().st_size > 0
+
+
+def test_the_report_says_how_sure_the_joules_of_answers_are(first: tuple[Path, str]) -> None:
+    assert "(estimated, ±80%, those of answers ±50%)" in first[1]
+
+
+def test_locusts_report_is_whole_on_a_phone_and_misses_no_file(first: tuple[Path, str]) -> None:
+    with chromium() as browser:
+        tab = Tab(browser, (first[0] / "locust.html").as_uri(), viewport=PHONE)
+        tab.wait("document.querySelectorAll('h2').length >= 4")
+        assert tab.complaints == []
+        assert tab.page.evaluate("[...document.querySelectorAll('h1,h2')].every((h) => h.scrollWidth <= h.clientWidth)")
+        assert "bursty arrivals over HTTP" in tab.text("body")
 
 
 def compared(*runs: Path) -> subprocess.CompletedProcess[str]:

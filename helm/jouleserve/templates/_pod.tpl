@@ -130,6 +130,10 @@
   ports:
     - {name: metrics, containerPort: {{ include "jouleserve.metricsPort" . }}}
   {{- include "jouleserve.nodeProbes" . | nindent 2 }}
+  lifecycle:
+    preStop:
+      exec:
+        command: [python, -m, server.node.outlast, --within={{ include "jouleserve.leaveSeconds" . }}, --port={{ include "jouleserve.metricsPort" . }}]
   securityContext:
     {{- toYaml .Values.securityContext | nindent 4 }}
   resources:
