@@ -137,7 +137,8 @@ def _panel(picture: Any, box: tuple[float, float, float, float], panel: dict[str
         text = "no data" if not series else written(series[0].values[-1])
         if series and panel.get("options", {}).get("textMode") == "name":
             text = series[0].name
-        picture.text(left + wide / 2, bottom + high * 0.36, text, fontsize=17, ha="center", color="#0b6b45")
+        size = min(17.0, 1150 * wide / len(text))
+        picture.text(left + wide / 2, bottom + high * 0.36, text, fontsize=size, ha="center", color="#0b6b45")
         return
     axis = picture.add_axes((left + 0.042, bottom + 0.62 / height, wide - 0.055, high - 0.95 / height))
     kinds = dict(zip(dict.fromkeys(one.name for one in series), COLOURS * 4, strict=False))
@@ -147,7 +148,8 @@ def _panel(picture: Any, box: tuple[float, float, float, float], panel: dict[str
         _curves(axis, defaults, series, kinds, span)
     low, top = axis.get_ylim()
     axis.set_ylim(min(0.0, low), top + 0.05 * (top - min(0.0, low)))
-    axis.yaxis.set_major_formatter(lambda value, _: written(value))
+    bare = defaults.get("unit", "short").startswith("suffix:")  # too long beside each number
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}" if bare else written(value))
     axis.tick_params(labelsize=6.5, colors="#55625b", length=2)
     axis.grid(axis="y", color="#e6ebe7", linewidth=0.6)
     for side in ("top", "right", "left"):

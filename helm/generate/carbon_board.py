@@ -45,6 +45,21 @@ CARBON = Board(
                     True,
                 ),
                 Panel("Its age", "Of that reading.", "s", (Query(told("jouleserve_grid_age_seconds"), "age"),), True),
+                Panel(
+                    "Step of the ladder",
+                    "0 is the provider's own reading, 1 a cached one, 2 a forecast, 3 a usual week, 4 nothing.",
+                    "short",
+                    (Query(told("jouleserve_grid_step"), "step"),),
+                    True,
+                ),
+                Panel(
+                    "Point in force",
+                    "What answers standard requests, and the policy that chose it.",
+                    "short",
+                    (Query(told("jouleserve_dial_info", ("point", "policy")), "{{point}} by {{policy}}"),),
+                    single=True,
+                    named=True,
+                ),
             ),
         ),
         (
@@ -69,7 +84,6 @@ CARBON = Board(
                     (
                         Query(told("jouleserve_grid_step"), "step of the ladder"),
                         Query(told("jouleserve_dial_level_ratio"), "dial"),
-                        Query(told("jouleserve_dial_info", ("point", "policy")), "{{point}} by {{policy}}"),
                     ),
                 ),
                 Panel(

@@ -105,8 +105,9 @@ def test_the_intensity_of_the_answers_is_the_grids_where_cooling_costs_as_much_a
 
 
 def test_a_panel_that_tells_what_runs_names_it() -> None:
-    (panel,) = [one for one in json.loads(to_json(BOARDS["serving"]))["panels"] if one["title"] == "Release"]
-    assert panel["options"]["textMode"] == "name", "its value is 1"
+    for board, title in (("serving", "Release"), ("carbon", "Point in force")):
+        (panel,) = [one for one in json.loads(to_json(BOARDS[board]))["panels"] if one["title"] == title]
+        assert panel["options"]["textMode"] == "name", "its value is 1"
 
 
 def test_no_panel_charges_the_service_with_the_grams_of_other_programs() -> None:
