@@ -87,7 +87,7 @@ def read_recording(
         except (IndexError, ValueError, GridError) as error:
             raise BadRecording(f"{path}, row {number}: {error}; mend or remove the row") from None
         if times and moment <= times[-1]:
-            raise BadRecording(f"{path}, row {number}: its time is not after the row before; sort by time")
+            raise BadRecording(f"{path}, row {number}: its time is not after the row before; sort by time, in UTC")
         times.append(moment)
         values.append(value)
     if len(times) < 2:

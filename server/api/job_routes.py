@@ -237,10 +237,12 @@ def _add_queries(router: APIRouter, replies: Replies, intake: JobsIntake) -> Non
             query = _query(request, {"start", "limit"})
             start = _number(query, "start", 0, 0, 1 << 40)
             limit = _number(query, "limit", RESULTS, 1, MOST_RESULTS)
-            rows = await intake.port.results(_owner(replies, request), job_id, start, limit)
+            owner = _owner(replies, request)
+            rows = await intake.port.results(owner, job_id, start, limit)
+            texts = (await intake.port.show(owner, job_id))["texts"]
         except EngineError as error:
             return _refused(error)
-        more = start + len(rows) if len(rows) == limit else None
+        more = start + len(rows) if rows and start + len(rows) < texts else None
         return _json({"results": [orjson.Fragment(row) for row in rows], "next": more})
 
 

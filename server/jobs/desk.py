@@ -45,6 +45,8 @@ LEASE_TIMEOUT_S = 120.0
 LEASE_UNITS, URGENT_UNITS = 1_500, 6_000
 """Work in a lease, in characters: a few texts, so that whoever comes meanwhile hardly waits for them."""
 LEASE_TEXTS = 16
+PAGE_BYTES = 16 << 20
+"""Of results at once: a family of thousands of labels says a hundred kilobytes of each text."""
 REPLAN_EVERY_S = 0.25
 LOOK_EVERY_S = 60.0
 STATE_EVERY_S = 1.0
@@ -142,8 +144,7 @@ class JobDesk:
             raise JobConflict("job: was cancelled, and has no results; submit it anew with a new idempotency key")
         if job.state != "done":
             raise JobConflict(f"job: is not done ({job.done} of {job.texts} texts); ask again later")
-        rows = await self._call(self._store.results, job_id, start, limit)
-        return [body for _, body in rows]
+        return await self._call(self._store.results, job_id, start, limit, PAGE_BYTES)
 
     async def cancel(self, owner: str, job_id: str) -> dict[str, Any]:
         """See `JobsPort`."""

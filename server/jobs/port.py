@@ -23,7 +23,8 @@ class JobsPort(Protocol):
         """One job. Raises UnknownJob."""
 
     async def results(self, owner: str, job_id: str, start: int, limit: int) -> list[bytes]:
-        """JSON of the results from text number `start` on. Raises UnknownJob, JobConflict while it is not done."""
+        """JSON of the results from text number `start` on; fewer than `limit` where they are large. Raises UnknownJob,
+        JobConflict while it is not done."""
 
     async def cancel(self, owner: str, job_id: str) -> dict[str, Any]:
         """End a job. Raises UnknownJob, JobConflict if it is done."""

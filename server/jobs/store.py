@@ -171,10 +171,17 @@ class JobStore:
         query = f"SELECT number, first, second FROM texts WHERE job = ? AND number IN ({marks}) ORDER BY number"
         return list(self._db.execute(query, (job_id, *numbers)))
 
-    def results(self, job_id: str, start: int, limit: int) -> list[tuple[int, bytes]]:
-        """Number and result of the texts from `start` on."""
-        query = "SELECT number, result FROM texts WHERE job = ? AND number >= ? ORDER BY number LIMIT ?"
-        return list(self._db.execute(query, (job_id, start, limit)))
+    def results(self, job_id: str, start: int, limit: int, most_bytes: int) -> list[bytes]:
+        """Results of the texts from `start` on: at most so many, and so many bytes beside the first."""
+        query = "SELECT result FROM texts WHERE job = ? AND number >= ? ORDER BY number LIMIT ?"
+        found: list[bytes] = []
+        size = 0
+        for (body,) in self._db.execute(query, (job_id, start, limit)):
+            size += len(body)
+            if found and size > most_bytes:
+                break
+            found.append(body)
+        return found
 
     def keep(self, job_id: str, computed: Sequence[Computed], metered: Metered | None, now_s: float) -> Job:
         """Keep results; the last one makes the job done. A text that has a result, and a job that was cancelled

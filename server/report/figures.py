@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -243,26 +243,24 @@ def _avoided(period: Period, reason: str) -> tuple[float, float | None, float | 
 
 
 def _payback(period: Period, energy: _Energy, fallback_kwh: float, kwh: float) -> tuple[Figure, ...]:
-    """Compiling against what the cheaper variants saved over answering everything at full quality."""
-    costs = [cost for cost in period.latest.compiled if cost.get("joules") is not None]
+    """Compiling against what the cheaper variants saved over answering everything at full quality; when that pays back
+    is told only where the joules of every variant are known."""
+    compiled = period.latest.compiled
+    costs = [cost for cost in compiled if cost.get("joules") is not None]
     if not costs:
         return ()
     joules = sum(float(cost["joules"]) for cost in costs)
-    source = joined(str(cost["source"]) for cost in costs if cost.get("source")) if costs else ""
     figures = [
-        Figure.banded(
-            "compiling the variants, once", joules / JOULES_PER_KWH, "kWh",
-            f"compile_joules of the manifest ({source or 'unknown'})", energy.dynamic_band,
-        ),
+        _compiling(costs, joules, len(compiled)),
         Figure("the service, always at full quality", kwh + fallback_kwh, "kWh", "service + saved by fallback, spike"),
-    ]  # fmt: skip
+    ]
     # At the machine's own meter, as the joules of compiling are.
     saved = sum(
         row_sum(row, "jouleserve_energy_avoided_joules_total", reason=reason)
         for row in period.rows
         for reason in SMALLER
     )
-    if saved > 0 and energy.answered > 0:
+    if saved > 0 and energy.answered > 0 and len(costs) == len(compiled):
         figures.append(
             Figure(
                 "break-even",
@@ -280,6 +278,20 @@ def _payback(period: Period, energy: _Energy, fallback_kwh: float, kwh: float) -
             )
         )
     return tuple(figures)
+
+
+def _compiling(costs: Sequence[Mapping[str, Any]], joules: float, variants: int) -> Figure:
+    """With the band of the meter that compiling was measured by, where every variant says what that is."""
+    source = joined(str(cost["source"]) for cost in costs if cost.get("source"))
+    words = f"compile_joules of the manifest ({'unknown' if source == 'none' else source})"
+    if len(costs) < variants:
+        words += f", of {len(costs)} of {variants} variants"
+    errors = [cost.get("relative_uncertainty") for cost in costs]
+    if any(error is None for error in errors) or joules <= 0:
+        return Figure("compiling the variants, once", joules / JOULES_PER_KWH, "kWh", words)
+    # Of one meter, which errs the same way each time.
+    band = sum(float(error or 0) * cost["joules"] for error, cost in zip(errors, costs, strict=True)) / joules
+    return Figure.banded("compiling the variants, once", joules / JOULES_PER_KWH, "kWh", words, band)
 
 
 def _by_account(period: Period) -> tuple[Mapping[str, Any], ...]:

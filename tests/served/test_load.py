@@ -172,6 +172,15 @@ def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
         time.sleep(0.2)
 
 
+def test_a_meter_that_is_none_is_named_before_the_load_begins(edge: tuple[Served, int, Path], tmp_path: Path) -> None:
+    for address in (edge[0].url, "http://127.0.0.1:9"):
+        words = command(edge, tmp_path)
+        words[words.index("--metrics-url") + 1] = address
+        refused = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert refused.returncode == 1
+        assert f"the load failed: --metrics-url: {address}" in refused.stderr
+
+
 def test_a_mistake_is_named_before_anything_starts(tmp_path: Path) -> None:
     for options, says in (
         (["--url", "http://127.0.0.1:9"], "--texts: missing"),

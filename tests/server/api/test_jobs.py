@@ -16,6 +16,7 @@ from server.api.app import App
 from server.api.replies import JobsIntake, Replies
 from server.engine.family import Family
 from server.guard import Guard
+from server.jobs import desk as desk_module
 from tests.support.engines import running
 from tests.support.jobs import TurnedGrid, desk_of, work_off
 from tests.support.listening import NoJoules
@@ -38,7 +39,9 @@ async def serving(
             yield client, desk
 
 
-async def test_a_job_goes_its_way_from_submission_to_results(family: Family, tmp_path: Path) -> None:
+async def test_a_job_goes_its_way_from_submission_to_results(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with serving(family, tmp_path) as (client, desk):
         body = {"inputs": [["my card"], ["refund"]], "within_s": 3600}
         made = await client.post("/jobs", json=body, headers={"Idempotency-Key": "a b"})
@@ -55,6 +58,11 @@ async def test_a_job_goes_its_way_from_submission_to_results(family: Family, tmp
         assert page.json() == {"results": [{"text": "my card"}], "next": 1}
         rest = await client.get(f"{made.headers['location']}/results?start=1")
         assert rest.json() == {"results": [{"text": "refund"}], "next": None}
+        whole = await client.get(f"{made.headers['location']}/results?limit=2")
+        assert whole.json()["next"] is None
+        monkeypatch.setattr(desk_module, "PAGE_BYTES", 20)
+        small = await client.get(f"{made.headers['location']}/results")
+        assert small.json() == {"results": [{"text": "my card"}], "next": 1}
         listed = await client.get("/jobs?state=done")
         assert [one["id"] for one in listed.json()["jobs"]] == [made.json()["id"]]
         refused = await client.delete(made.headers["location"])

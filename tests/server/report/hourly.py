@@ -6,7 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-COMPILED = [{"model": "intents", "variant": "lite", "joules": 7200.0, "cpu_seconds": 3000.0, "source": "rapl"}]
+COMPILED = [
+    {
+        "model": "intents",
+        "variant": "lite",
+        "joules": 7200.0,
+        "cpu_seconds": 3000.0,
+        "source": "estimated",
+        "relative_uncertainty": 0.5,
+    }
+]
 DESCRIBED = {
     "version": 1,
     "release": "1",

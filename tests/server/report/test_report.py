@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,7 +13,7 @@ from server.report.command import NAMES, Inputs, run
 from server.report.errors import ReportError
 from server.report.figures import Figure, Report
 from server.report.rows import hour_at
-from tests.server.report.hourly import line, write_hours
+from tests.server.report.hourly import COMPILED, line, write_hours
 
 KWH = 3.6e6
 INPUTS = Inputs(tariff_per_kwh=0.5, currency="EUR", resource_share=0.5)
@@ -86,6 +87,25 @@ def test_compiling_pays_back_against_always_full_quality(tmp_path: Path) -> None
     assert named(returns, "the service, always at full quality").value == pytest.approx(5.4 + 0.6)
     assert named(returns, "break-even").value == -(-7200 // (saved_joules / 580))
     assert named(returns, "payback at this load").value == pytest.approx(7200 / saved_joules * 2)
+
+
+def test_what_compiling_took_has_the_band_of_its_own_meter_or_none(tmp_path: Path) -> None:
+    def compiling(*costs: dict[str, Any]) -> tuple[Figure, set[str]]:
+        row = line(0, 10, KWH, 100.0) | {"compiled": list(costs)}
+        folder = write_hours(tmp_path / "hours", row)
+        returns = run(folder, None, "2026-11-28", "2026-11-29", INPUTS, tmp_path / "out").returns
+        return named(returns, "compiling the variants, once"), {one.name for one in returns}
+
+    known, full = COMPILED[0], {"variant": "full", "joules": None, "source": None, "relative_uncertainty": None}
+    figure, names = compiling(known)
+    assert (figure.value, figure.low, figure.high) == (0.002, 0.001, 0.003)
+    assert figure.source == "compile_joules of the manifest (estimated)"
+    assert "break-even" in names
+    figure, names = compiling(known, full)
+    assert figure.source.endswith("of 1 of 2 variants")
+    assert not {"break-even", "payback at this load"} & names
+    figure, _ = compiling(known | {"relative_uncertainty": None})
+    assert (figure.low, figure.high) == (None, None)
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
