@@ -96,6 +96,8 @@ class JobDesk:
         self._given_s = float("-inf")
         self._taking = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._entering = 0
+        """Jobs that are being written: they take room already."""
         self._work = asyncio.Event()
         self._closed = False
         self._recorded: dict[str, float] = {}
@@ -116,9 +118,17 @@ class JobDesk:
             raise InvalidInput(f"deadline: {iso(wanted.deadline_s)} is past, it is {iso(now_s)}; give a later one")
         if wanted.deadline_s > now_s + limits.max_deadline_days * DAY_S:
             raise InvalidInput(f"deadline: more than {limits.max_deadline_days:g} days from now; give a nearer one")
-        if len(self._schedule.jobs) >= limits.max_open_jobs:
+        if len(self._schedule.jobs) + self._entering >= limits.max_open_jobs:
             raise Overloaded(f"{limits.max_open_jobs} jobs are open already; come back after Retry-After seconds", 60.0)
-        if await self._call(lambda: self._store.size_bytes) >= limits.max_stored_bytes:
+        self._entering += 1
+        try:
+            return await self._enter(wanted, now_s)
+        finally:
+            self._entering -= 1
+
+    async def _enter(self, wanted: Wanted, now_s: float) -> tuple[dict[str, Any], bool]:
+        """Write a job down that may be taken; one that was meanwhile made with the same key is told."""
+        if await self._call(lambda: self._store.size_bytes) >= self._limits.max_stored_bytes:
             raise Overloaded("the jobs' file is full; come back after Retry-After seconds", 600.0)
         job, new = await self._call(self._store.add, wanted, now_s, self._grams_per_kwh())
         if new:

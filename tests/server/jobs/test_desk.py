@@ -252,6 +252,15 @@ async def test_what_is_too_much_is_refused(
             await desk.submit(wanted(texts, within_hours, grid))
 
 
+async def test_jobs_that_come_at_one_moment_are_no_more_than_may_be_open(tmp_path: Path) -> None:
+    grid = TurnedGrid(CLEAN_AT_3)
+    async with desk_of(tmp_path, grid, runs=False, max_open_jobs=2) as desk:
+        asked = [desk.submit(wanted(1, 1, grid)) for _ in range(6)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(isinstance(one, Overloaded) for one in found) == 4
+        assert len(await desk.listed("", None, None, 10)) == 2
+
+
 async def test_a_full_file_takes_no_more_jobs(tmp_path: Path) -> None:
     grid = TurnedGrid(CLEAN_AT_3)
     async with desk_of(tmp_path, grid, runs=False, max_stored_bytes=1 << 20) as desk:
