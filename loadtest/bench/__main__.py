@@ -35,7 +35,8 @@ from loadtest.peers.contestant import Contestant, DidNotStart, Running
 from loadtest.peers.model import ModelFiles
 from loadtest.peers.ours import EDGE, HAPROXY, Ours
 from loadtest.served import free_port
-from models.store import write_atomic
+from loadtest.texts import read_questions
+from models.store import StoreError, write_atomic
 
 PEERS: tuple[Contestant, ...] = (plain_torch.PEER, ray_serve.PEER, lit_serve.PEER, bento.PEER, torch_serve.PEER)
 FLOOR_ROWS = (8, 16, 32)
@@ -167,7 +168,22 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--popularity", type=Path, help="counts of a recorded log instead: one a line, or a .parquet")
     parser.add_argument("--folder", type=Path, default=Path("var/bench"))
     parser.add_argument("--set", dest="settings", action="append", default=[], help="a setting of ours, key=value")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    try:
+        if options.texts is not None:
+            read_questions(options.texts)
+        if options.popularity is not None:
+            workloads.popularity(options.popularity)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if options.family != FAMILY and options.texts is None:
+        parser.error(f"--texts: give texts for the family {options.family}; those that come with this are the demo's")
+    try:
+        if options.family != FAMILY:
+            workloads.open_version(options.store, options.family)
+    except StoreError as error:
+        parser.error(f"--family: {error}")
+    return options
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
@@ -202,10 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
     plan = plan_of(options)
     options.folder.mkdir(parents=True, exist_ok=True)
-    questions = options.texts
-    if questions is None:
-        questions = options.folder / "questions.csv"
-        compile_demo_family(options.store, questions)
+    questions = options.texts or options.folder / "questions.csv"
+    if options.family == FAMILY:
+        compile_demo_family(options.store, options.folder / "questions.csv")
     weights = (
         workloads.popularity(options.popularity)
         if options.popularity

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.bench.__main__ import options_of
 from loadtest.bench.plan import (
     QUICK,
     REALISTIC,
@@ -107,3 +108,27 @@ def test_a_file_without_counts_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "counts.txt").write_text(content)
     with pytest.raises(ValueError, match=r"counts\.txt"):
         popularity(tmp_path / "counts.txt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--texts", "nowhere.csv"], "nowhere.csv"),
+        (["--popularity", "nowhere.txt"], "nowhere.txt"),
+        (["--family", "other"], "--texts: give texts for the family other"),
+        (["--family", "other", "--texts", "texts.txt"], "--family: "),
+    ],
+)
+def test_what_cannot_be_read_is_named_before_anything_starts(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts.txt").write_text("where is my card\n")
+    with pytest.raises(SystemExit) as ended:
+        options_of(arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

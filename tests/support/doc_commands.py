@@ -30,7 +30,7 @@ DECIDED: tuple[tuple[str, Place, str], ...] = (
     (r"make (demo|bench|chaos|soak|fuzz|load|curves|pictures)\b", "slow", "minutes"),
     (r"jouleserve-compile run \S*banking77", "elsewhere", "wants text sets that are not in the repository"),
     (r"jouleserve-compile run .*--by\b", "elsewhere", "waits for half a day"),
-    (r"jouleserve-compile (run|report --family mine)\b|for split in", "slow", "minutes"),
+    (r"jouleserve-compile (run|data|report --family mine)\b|for split in", "slow", "minutes"),
     (r"jouleserve up .*energy\.source=rapl", "elsewhere", "wants a machine with RAPL"),
     (r"jouleserve up\b", "slow", "starts a server, which the command waits for"),
     (r"(mypy|lint-imports|ruff|pytest)\b", "elsewhere", "make test runs it"),
