@@ -25,7 +25,7 @@ LEAST_PARTS = 5
 MORE_FAILED = 0.005
 """So much more of the requests must have failed to call it more."""
 LIKE_S = 1.0
-"""Parts of two runs are the same stretch if their bounds differ by no more."""
+"""Parts of two runs are the same stretch if their bounds differ by no more, nor by more than half of their length."""
 SAME = ("fingerprint", "protocol", "requests")
 JUDGED = {
     "joules an answer (requests)": "joules_per_answer",
@@ -105,11 +105,13 @@ def same_parts(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[dict[str, Any
     which has no counterpart; the last ones end when the last answer came."""
     found = []
     for one in a["slices"]:
-        for other in b["slices"]:
-            last = one is a["slices"][-1] and other is b["slices"][-1]
-            if abs(one["from_s"] - other["from_s"]) <= LIKE_S and (last or abs(one["to_s"] - other["to_s"]) <= LIKE_S):
-                found.append((one, other))
-                break
+        like_s = min(LIKE_S, (one["to_s"] - one["from_s"]) / 2)
+        nearest = min(b["slices"], key=lambda other: abs(one["from_s"] - other["from_s"]), default=None)
+        if nearest is None or abs(one["from_s"] - nearest["from_s"]) > like_s:
+            continue
+        last = one is a["slices"][-1] and nearest is b["slices"][-1]
+        if last or abs(one["to_s"] - nearest["to_s"]) <= like_s:
+            found.append((one, nearest))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -117,6 +118,17 @@ def test_parts_of_other_stretches_are_not_compared() -> None:
         part["from_s"], part["to_s"] = 5.0 * number, 5.0 * number + 5
     with pytest.raises(NotComparable, match="same --slice"):
         compare(a, shorter)
+
+
+@given(st.lists(st.floats(-0.2, 0.2), min_size=6, max_size=12))
+def test_a_short_part_is_compared_with_its_counterpart_never_with_its_neighbour(jitter: list[float]) -> None:
+    """The bounds of parts of one second come as early or late as the machine lets them."""
+    bounds = [number + late for number, late in enumerate(jitter)]
+    a = run_of(4e-3, 30, parts=len(bounds) - 1)
+    for part, (since, until) in zip(a["slices"], itertools.pairwise(bounds), strict=True):
+        part["from_s"], part["to_s"] = since, until
+    b = a | {"slices": [part | {"p99_ms": 2 * part["p99_ms"]} for part in a["slices"]]}
+    assert [other["p99_ms"] / one["p99_ms"] for one, other in same_parts(a, b)] == [2.0] * (len(bounds) - 1)
 
 
 def test_a_run_that_lacks_what_is_compared_is_named(tmp_path: Path) -> None:
