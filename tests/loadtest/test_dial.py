@@ -19,7 +19,13 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def once(manifest: Manifest, place: int, accuracy: float, cpu: float, joules: float | None = None) -> Measured:
-    return Measured(manifest.points[place], [Pass(accuracy, cpu, joules, 0.1, 10.0, 0, 1000, 0)])
+    return Measured(manifest.points[place], [one_pass(accuracy, cpu, joules)])
+
+
+def one_pass(accuracy: float, cpu: float, joules: float | None = None, offset: int = 0) -> Pass:
+    """Of 1,000 texts the first ones were answered rightly, or as many others from `offset` on."""
+    right = [((place - offset) % 1000) < round(1000 * accuracy) for place in range(1000)]
+    return Pass(accuracy, cpu, joules, 0.1, 10.0, 0, 1000, 0, tuple(right))
 
 
 def test_accuracy_is_kept_down_to_the_manifest_s_bound_and_what_sampling_explains(manifest: Manifest) -> None:
@@ -41,7 +47,7 @@ def with_joules(manifest: Manifest, tokenizing: float | None, alone: float | Non
 
 
 def kept(point: OperatingPoint, joules: float | None, uncertainty: float | None) -> bool | None:
-    measured = Measured(point, [Pass(0.97, 4, joules, 0.1, 10.0, 0, 1000, 0)])
+    measured = Measured(point, [one_pass(0.97, 4, joules)])
     return judge(measured, measured, uncertainty).joules_kept
 
 
@@ -76,6 +82,24 @@ def test_a_cascade_that_loses_too_much_is_none(manifest: Manifest) -> None:
     found = [once(manifest, 0, 0.97, 4), once(manifest, 1, 0.9, 1)]
     assert "target missed" in cascade_line(manifest, found)
     assert cascade_line(manifest, found[:1]) == "the family has no cascade"
+
+
+def test_a_cascade_that_errs_on_other_texts_is_less_sure_than_one_that_errs_on_the_same(manifest: Manifest) -> None:
+    full = once(manifest, 0, 0.97, 4)
+    same, other = (Measured(manifest.points[1], [one_pass(0.965, 2, offset=offset)]) for offset in (0, 300))
+    verdicts = [judge(one, full, None) for one in (same, other)]
+    assert verdicts[0].relative_accuracy == verdicts[1].relative_accuracy
+    assert 0.99 < verdicts[0].relative_accuracy_lower < verdicts[0].relative_accuracy
+    assert verdicts[1].relative_accuracy_lower < 0.99
+    assert cascade_line(manifest, [full, same]).endswith("50.0% of its CPU-seconds keeps it by its lower bound")
+    assert cascade_line(manifest, [full, other]).endswith("none keeps it by its lower bound")
+
+
+def test_passes_over_a_text_are_no_further_texts(manifest: Manifest) -> None:
+    full, once_more = (Measured(manifest.points[0], [one_pass(0.97, 4)] * times) for times in (1, 9))
+    cascade = once(manifest, 1, 0.96, 2)
+    bounds = {judge(cascade, one, None).relative_accuracy_lower for one in (full, once_more)}
+    assert len(bounds) == 1
 
 
 def test_the_table_and_the_json_hold_every_point(manifest: Manifest) -> None:
