@@ -217,8 +217,9 @@ class ShapingSettings(Section):
     """Days in which `percentile` takes back answers at full quality beyond `full_share`, or gives those owed; until New
     Year where that is farther. Longer saves more carbon and keeps the share less exactly."""
     max_switches_per_day: float = Field(default=1.45, gt=0, le=48)
-    """How often `percentile` may turn the dial, in the mean of a fortnight. Where the sun sets the grid's daily course
-    two switches a day save the most."""
+    """How often `percentile` may turn the dial, in the mean of a fortnight; spells beyond that are skipped, at full
+    quality and at the cheaper point in turn. Where the sun sets the grid's daily course two switches a day save the
+    most."""
     rank_band: float = Field(default=0.02, ge=0, le=0.4)
     """Half the width of `percentile`'s band, in shares of the past's hours, in which nothing moves. It widens by itself
     where the dial turns too often."""

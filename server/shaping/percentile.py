@@ -1,11 +1,12 @@
 """The percentile policy: the cheaper point in the dirtiest hours, and a wanted share of the answers at full quality.
 
 An hour's rank is its place among the hours of the past season and year. Above the wanted share it counts as dirty:
-with linear costs, all or nothing saves the most (a ramp between two percentiles saves about a fifth less). Three slow
+with linear costs, all or nothing saves the most (a ramp between two percentiles saves about a fifth less). Four
 corrections keep it honest. *Debt*: full-quality answers given beyond the wanted share are taken back over months, never
 at once, and the other way round. *Band*: the distance to the threshold that a switch needs grows while the dial turns
-more often than it may; where that is not enough, it stays at full quality until it may turn again. *Unit of time*:
-everything counts in requests, so that the share is one of answers.
+more often than it may. *Limit*: where that is not enough, whole spells are skipped, dirty ones at full quality and
+clean ones at the cheaper point in turn, so that the limit moves the share neither way. *Unit of time*: everything
+counts in requests, so that the share is one of answers.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ MOST_BAND = 0.45
 MOST_ALLOWANCE_DAYS = 60.0
 FIRST_ALLOWANCE_DAYS = 15.0
 """So many days of switches not made can be saved up, and are there at the beginning."""
+SKIP_DAYS = 0.75
+"""A spell that began while the dial might not turn there and back is skipped for so long after it might: half a night
+costs both switches and saves half."""
+MOST_LIMIT_HOURS = 12.0
+"""So many hours of full quality beyond what the ranks ask for may the limit give, before it holds the cheaper point."""
 USUAL_DAYS = 14.0
 """Time constant of the usual request rate."""
 MOST_WEIGHT = 5.0
@@ -66,6 +72,12 @@ class PercentileState:
     """Requests a second, slowly averaged; None before the first was seen."""
     rated_hours: float = 0.0
     """Hours that `usual_rate` is made of, those before the first request left out."""
+    limit_hours: float = 0.0
+    """Hours of full quality that the limit on switches gave beyond what the ranks asked for; below zero: took."""
+    asked: bool | None = None
+    """Whether the ranks alone called the grid dirty at the last decision; None: they were not asked."""
+    skipping: bool = False
+    """The limit holds the dial through a spell."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serializable."""
@@ -77,6 +89,7 @@ class PercentileState:
             "allowance_days": self.allowance_days,
             "usual_rate": self.usual_rate,
             "rated_hours": self.rated_hours,
+            "limit_hours": self.limit_hours,
         }
 
     @classmethod
@@ -91,6 +104,7 @@ class PercentileState:
             float(data["allowance_days"]),
             None if usual is None else float(usual),
             float(data["rated_hours"]),
+            float(data.get("limit_hours", 0.0)),  # files of before there was one
         )
 
 
@@ -107,13 +121,16 @@ def elapse(
     makes no debt and saves up no switches."""
     state, weight = _rated(state, hours, rate)
     if ruled:
+        beyond = 0.0 if state.asked is None else state.asked - level
         state = replace(
             state,
             debt_hours=state.debt_hours + (1 - level - settings.full_share) * hours * weight,
+            limit_hours=state.limit_hours + beyond * hours * weight,
             allowance_days=min(state.allowance_days + hours / 24, MOST_ALLOWANCE_DAYS),
         )
     return replace(
         state,
+        asked=None,
         unsampled_hours=state.unsampled_hours + hours * weight,
         switches_per_day=state.switches_per_day * max(0.0, 1 - hours / (24 * RATE_DAYS)),
     )
@@ -157,16 +174,26 @@ def switched(state: PercentileState, settings: ShapingSettings) -> PercentileSta
 
 def wanted(
     state: PercentileState, dirty: bool, grams_per_kwh: float, settings: ShapingSettings, now: datetime
-) -> tuple[bool, str]:
-    """Whether the grid should count as dirty, and why."""
+) -> tuple[PercentileState, bool, str]:
+    """The next state, whether the grid should count as dirty, and why."""
     if state.trail.count < LEARNING_SAMPLES:
-        return False, f"grid-learning:{state.trail.count}/{LEARNING_SAMPLES}"
+        return state, False, f"grid-learning:{state.trail.count}/{LEARNING_SAMPLES}"
+    asked, reason = _ranked(state, dirty, grams_per_kwh, settings, now)
+    there_and_back = 2 / settings.max_switches_per_day + (SKIP_DAYS if state.skipping else 0.0)
+    may = state.allowance_days >= there_and_back or (dirty and state.limit_hours <= MOST_LIMIT_HOURS)
+    skipping = asked != dirty and not may
+    state = replace(state, asked=asked, skipping=skipping)
+    return (state, dirty, f"switch-limit:{settings.max_switches_per_day:g}") if skipping else (state, asked, reason)
+
+
+def _ranked(
+    state: PercentileState, dirty: bool, grams_per_kwh: float, settings: ShapingSettings, now: datetime
+) -> tuple[bool, str]:
+    """What the ranks alone ask for, and why."""
     rest_hours = (datetime(now.year + 1, 1, 1, tzinfo=UTC) - now).total_seconds() / 3600
     rank = state.trail.rank(grams_per_kwh, min(1.0, rest_hours / YEAR_REST_HOURS))
     threshold, band = threshold_of(state, settings, rest_hours)
     if rank > threshold + band:
-        if not dirty and state.allowance_days < 2 / settings.max_switches_per_day:  # there and back
-            return False, f"switch-limit:{settings.max_switches_per_day:g}"
         return True, f"rank-dirty:{rank:.2f}>{threshold + band:.2f}"
     if rank < threshold - band:
         return False, f"rank-clean:{rank:.2f}<{threshold - band:.2f}"

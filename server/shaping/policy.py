@@ -258,7 +258,7 @@ def _level(
         wanted, reason = budget.wanted_level(state.budget, cheapest, now, settings)
         level = _towards(state.level, wanted, elapsed_s, settings)
     else:
-        dirty, reason = _wanted(state, signal, settings, now, inputs.expected_grams_per_kwh)
+        state, dirty, reason = _wanted(state, signal, settings, now, inputs.expected_grams_per_kwh)
         if dirty == state.dirty:
             pass
         elif state.switched_s is not None and now_s - state.switched_s < settings.min_dwell_s:
@@ -323,22 +323,23 @@ def _wanted(
     settings: ShapingSettings,
     now: datetime,
     expected_grams_per_kwh: float | None,
-) -> tuple[bool, str]:
-    """Whether the grid should count as dirty, were there no dwell, and why."""
+) -> tuple[PolicyState, bool, str]:
+    """The next state, whether the grid should count as dirty, were there no dwell, and why."""
     if signal is None:
-        return False, "grid-unknown"
+        return state, False, "grid-unknown"
     if signal.kind == "static" and signal.estimated:
-        return False, "grid-assumed"
+        return state, False, "grid-assumed"
     grams = signal.grams_per_kwh if expected_grams_per_kwh is None else expected_grams_per_kwh
     if _by_rank(signal, settings):
-        return percentile.wanted(state.percentile, state.dirty, grams, settings, now)
+        ranked, dirty, reason = percentile.wanted(state.percentile, state.dirty, grams, settings, now)
+        return replace(state, percentile=ranked), dirty, reason
     what = "static" if settings.policy == "percentile" else "grid"
     above, below = settings.dirty_above_grams_per_kwh, settings.clean_below_grams_per_kwh
     if grams > above:
-        return True, f"{what}-dirty:{_show(grams)}>{_show(above)}"
+        return state, True, f"{what}-dirty:{_show(grams)}>{_show(above)}"
     if grams < below:
-        return False, f"{what}-clean:{_show(grams)}<{_show(below)}"
-    return state.dirty, f"{what}-band:{_show(grams)}"
+        return state, False, f"{what}-clean:{_show(grams)}<{_show(below)}"
+    return state, state.dirty, f"{what}-band:{_show(grams)}"
 
 
 def _index(points: Sequence[OperatingPoint], name: str | None) -> int:

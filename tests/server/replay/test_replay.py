@@ -282,15 +282,17 @@ def test_a_small_share_that_is_none_is_refused(share: float) -> None:
         made_up_points(share)
 
 
-def test_a_year_of_great_britain_comes_close_to_the_oracle_and_keeps_its_promises() -> None:
+@pytest.mark.parametrize(("name", "least"), [("GB", 0.93), ("AUS_QLD", 0.68)])
+def test_recorded_years_come_close_to_the_oracle_and_keep_their_promises(name: str, least: float) -> None:
+    """Queensland's sun asks for more switches than there may be."""
     folder = os.environ.get("JOULESERVE_TEST_DATA")
     if not folder:
         pytest.skip("JOULESERVE_TEST_DATA names no folder of test data")
     from server.replay.study import SETTINGS as STUDIED
     from server.replay.study import regions
 
-    (region,) = regions(Path(folder), "flat", ("GB",))
+    (region,) = regions(Path(folder), "flat", (name,))
     figures = region.score(simulate(region.course, POINTS, STUDIED))
-    assert figures.of_oracle >= 0.93
+    assert figures.of_oracle >= least
     assert figures.switches_per_day <= 1.5
     assert figures.full_share == pytest.approx(0.5, abs=0.01)

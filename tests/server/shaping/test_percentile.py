@@ -107,6 +107,33 @@ def test_the_dial_turns_no_more_often_than_it_may(allowed: float) -> None:
     assert turns > 0
 
 
+@pytest.mark.parametrize("allowed", [0.5, 1.0, 1.5])
+def test_the_limit_on_switches_moves_the_share_neither_way(allowed: float) -> None:
+    """A grid that asks for two switches every day: some are skipped at full quality, some at the cheaper point."""
+    steps = play(daily(180), settings(max_switches_per_day=allowed))[24 * 60 :]
+    assert full_share(steps) == pytest.approx(0.5, abs=0.02)
+    held = {decision.point for _, decision in steps if decision.reason.startswith("switch-limit")}
+    assert held == {"full", "lite"}
+    assert all(abs(state.percentile.limit_hours) < 5 * 24 for state, _ in steps)
+
+
+def test_a_spell_is_skipped_whole_and_not_entered_late() -> None:
+    """Half of a night would cost both switches: the dial turns where the spells begin and end."""
+    steps = play(daily(180), settings(max_switches_per_day=1.5))[24 * 60 :]
+    hours = [hour % 24 for hour, ((a, _), (b, _)) in enumerate(pairwise(steps), 1) if a.dirty != b.dirty]
+    assert len(hours) > 100
+    off = [min(abs(hour - edge) for edge in (0, 12, 24)) for hour in hours]
+    assert sum(hour <= 3 for hour in off) / len(off) > 0.95
+
+
+def test_hours_without_a_reading_are_not_held_against_the_limit() -> None:
+    """Only what the ranks asked for at the last decision counts; a feed that died asks for nothing."""
+    state = PercentileState(asked=True)
+    for hours in (2.0, 48.0):
+        state = elapse(state, hours, 0.0, None, settings(), True)
+    assert state.limit_hours == 2
+
+
 def test_a_share_of_none_or_all_is_kept_whatever_the_grid() -> None:
     for share, level in ((0.0, 1.0), (1.0, 0.0)):
         steps = play(daily(10), settings(full_share=share, rank_band=0))[24:]
@@ -204,6 +231,9 @@ def test_what_was_learned_survives_a_restart() -> None:
     assert kept.percentile.trail.count == state.percentile.trail.count
     assert kept.percentile.trail.rank(300, 0.5) == pytest.approx(state.percentile.trail.rank(300, 0.5), abs=0.01)
     assert kept.percentile.debt_hours == state.percentile.debt_hours
+    assert kept.percentile.limit_hours == state.percentile.limit_hours != 0
+    older = {name: value for name, value in state.percentile.to_dict().items() if name != "limit_hours"}
+    assert PercentileState.from_dict(older).debt_hours == state.percentile.debt_hours
 
 
 def passed(rates: list[float], hours: float) -> PercentileState:
