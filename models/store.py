@@ -82,6 +82,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def _sync(*paths: Path) -> None:
+    """Have the disk hold these files and folders: a machine that loses power right after publishing must not come back
+    with a version in force whose files are empty."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Hold a family's folder against other writers; a process that dies lets go. StoreError after a minute."""
@@ -250,9 +261,11 @@ class Store:
             fill(staging)
             self._verified(family, name, staging)
             staging.chmod(0o755)
+            _sync(*staging.rglob("*"), staging)
             with contextlib.suppress(FileNotFoundError):
                 _remove(folder / name)
             staging.rename(folder / name)
+            _sync(folder)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -278,7 +291,9 @@ class Store:
                 self._verify(target, ref)
             write_atomic(staging / "manifest.json", raw)
             staging.chmod(0o755)
+            _sync(*staging.rglob("*"), staging)
             staging.rename(folder / name)
+            _sync(folder)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise

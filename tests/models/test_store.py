@@ -266,6 +266,23 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_debris(
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_version_is_on_the_disk_before_it_is_put_in_force(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adopted: bool
+) -> None:
+    elsewhere = publish_tiny_family(Store(tmp_path / "elsewhere"))
+    synced: list[str] = []
+    in_force: list[set[str]] = []
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+    set_current = store.set_current
+    monkeypatch.setattr(store, "set_current", lambda *names: (in_force.append({*synced}), set_current(*names)))
+    if adopted:
+        store.adopt("tiny", elsewhere.name, lambda to: shutil.copytree(elsewhere.path, to, dirs_exist_ok=True) and None)
+    else:
+        publish_tiny_family(store)
+    assert {*FILES, "tiny"} <= in_force[0]
+
+
 def test_a_file_is_described_by_its_digest_and_size(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     ref = file_ref(tmp_path, "f")
