@@ -16,7 +16,8 @@ from server.replay.figures import Figures, allowed, figures_of, swing_joules
 from server.replay.frontier import Trial, sweep
 from server.replay.simulate import Faults, Played, simulate
 from server.replay.sources import read_grid
-from server.settings import ModelSettings, Settings, ShapingSettings
+from server.settings import ModelSettings, Settings
+from server.shaping_settings import ShapingSettings
 
 SMALL_ACCURACY = 0.95
 """Relative accuracy of the made-up cheaper point of `--small-share`."""

@@ -12,7 +12,7 @@ import numpy as np
 from models.manifest import OperatingPoint
 from server.replay.course import Course, Floats
 from server.replay.simulate import Played, oracle_level
-from server.settings import ShapingSettings
+from server.shaping_settings import ShapingSettings
 
 JOULES_PER_KWH = 3_600_000.0
 HOUR_S = 3600.0

@@ -14,7 +14,7 @@ from server.replay.course import Course
 from server.replay.errors import ReplayError
 from server.replay.figures import Figures, figures_of, swing_joules
 from server.replay.simulate import Faults, simulate
-from server.settings import ShapingSettings
+from server.shaping_settings import ShapingSettings
 
 SWEEP_SHARES = tuple(round(0.1 * step, 1) for step in range(11))
 SWEEP_QUANTILES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)

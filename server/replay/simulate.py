@@ -17,8 +17,8 @@ from energy.grid.nowcast import nowcast
 from energy.grid.signal import Intensity
 from models.manifest import OperatingPoint
 from server.replay.course import Course, Floats
-from server.settings import ShapingSettings
 from server.shaping.policy import Inputs, PolicyState, decide
+from server.shaping_settings import ShapingSettings
 
 LIVE_MAX_AGE_S = 7200.0
 HISTORY_DAYS = 28

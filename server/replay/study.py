@@ -24,7 +24,7 @@ from server.replay.command import made_up_points
 from server.replay.course import Course, read_course, with_load
 from server.replay.figures import Figures, figures_of, swing_joules, years_of
 from server.replay.simulate import Faults, Played, fixed, simulate
-from server.settings import ShapingSettings
+from server.shaping_settings import ShapingSettings
 
 POINTS = made_up_points(0.5)
 SETTINGS = ShapingSettings(policy="percentile", full_share=0.5)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-from server.settings import ShapingSettings
+from server.shaping_settings import ShapingSettings
 
 JOULES_PER_KWH = 3_600_000.0
 PACE_HOURS = 24.0

@@ -24,10 +24,10 @@ from energy.grid.signal import Intensity, format_utc
 from models.manifest import OperatingPoint
 from models.store import write_atomic
 from server.node.figures import Figures
-from server.settings import ShapingSettings
 from server.shaping import budget
 from server.shaping.percentile import begun
 from server.shaping.policy import Decision, DialState, Inputs, PolicyState, code, decide
+from server.shaping_settings import ShapingSettings
 
 log = structlog.get_logger(__name__)
 

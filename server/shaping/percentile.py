@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from server.settings import ShapingSettings
 from server.shaping.trail import Trail
+from server.shaping_settings import ShapingSettings
 
 YEAR_REST_HOURS = 180 * 24.0
 """The year's rank follows the seasons, which saves the most; the past season's keeps the share. The year alone counts

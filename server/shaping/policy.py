@@ -22,11 +22,11 @@ from typing import Any, Literal, Self, get_args
 
 from energy.grid.signal import Intensity
 from models.manifest import OperatingPoint
-from server.settings import ShapingSettings
 from server.shaping import budget, percentile
 from server.shaping.budget import BudgetState
 from server.shaping.percentile import PercentileState
 from server.shaping.sides import Split
+from server.shaping_settings import ShapingSettings
 
 QualityClass = Literal["strict", "standard", "eco"]
 CLASSES: tuple[QualityClass, ...] = get_args(QualityClass)

@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError
 from server.config import nested
 from server.config_problems import SettingsError, leaves, problems_of, unknown_key
 from server.section import Section
-from server.settings import THRESHOLDS, BatchingBounds, CacheBounds, Settings, ShapingSettings
+from server.settings import BatchingBounds, CacheBounds, Settings
+from server.shaping_settings import THRESHOLDS, ShapingSettings
 
 Check = Callable[["Tunables"], None]
 """Raises SettingsError for values that the served family does not allow."""

@@ -20,7 +20,8 @@ from server.replay.errors import ReplayError
 from server.replay.figures import allowed, figures_of, swing_joules, years_of
 from server.replay.frontier import CLOSE, changed, settings_for, sweep
 from server.replay.simulate import Faults, fixed, oracle_level, simulate
-from server.settings import Settings, ShapingSettings
+from server.settings import Settings
+from server.shaping_settings import ShapingSettings
 
 POINTS = made_up_points(0.5)
 SETTINGS = ShapingSettings()

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from energy.grid.signal import Intensity
 from models.manifest import OperatingPoint
-from server.settings import ShapingSettings
 from server.shaping.budget import BudgetState, course, end_of, period_of, spend
 from server.shaping.policy import Decision, Inputs, PolicyState, decide
+from server.shaping_settings import ShapingSettings
 
 BEGIN = datetime(2024, 5, 1, tzinfo=UTC)
 STEP_S = 900.0

@@ -16,9 +16,9 @@ from energy.grid.replay import Recording, ReplayProvider
 from energy.grid.signal import Intensity, Unreachable
 from models.manifest import OperatingPoint
 from server.node.figures import Figures
-from server.settings import ShapingSettings
 from server.shaping.controller import KEPT_DECISIONS, Ask, ShapingController
 from server.shaping.policy import DialState
+from server.shaping_settings import ShapingSettings
 
 MIDNIGHT = datetime(2024, 5, 1, tzinfo=UTC)
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from energy.grid.signal import Intensity, Kind
 from models.manifest import OperatingPoint
-from server.settings import ShapingSettings
 from server.shaping.percentile import PercentileState, begun, elapse, sample, switched
 from server.shaping.policy import Decision, DialState, Inputs, PolicyState, decide
 from server.shaping.trail import SEASON_SAMPLES, YEAR_SAMPLES, Trail, Window
+from server.shaping_settings import ShapingSettings
 
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 

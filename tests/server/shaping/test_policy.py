@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from energy.grid.signal import Intensity, Kind
 from models.manifest import OperatingPoint
-from server.settings import ShapingSettings
 from server.shaping.policy import Decision, DialState, PolicyState, code, decide
+from server.shaping_settings import ShapingSettings
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
