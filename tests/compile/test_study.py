@@ -73,6 +73,17 @@ def test_every_cell_s_recipe_is_sound_and_has_the_published_steps(cell: Cell) ->
         assert rounded.quantize_spec(recipe.quantize).method == "dynamic"
 
 
+@pytest.mark.parametrize("cell", [*cells(), *cells("quick"), *cells("whole")], ids=lambda cell: cell.name)
+def test_units_are_halved_with_no_more_learning_than_layers_are_removed_with(cell: Cell) -> None:
+    variants = {variant["name"]: variant.get("passes", []) for variant in recipe_of(cell, "text")["variants"]}
+    epochs = {
+        name: sum(one["distil"]["epochs"] for one in passes if "distil" in one) for name, passes in variants.items()
+    }
+    shares = [one["prune_units"] for one in variants["half-units"] if "prune_units" in one]
+    assert epochs["half-units"] == epochs["lite-4"] >= 1
+    assert shares[-1] == {"heads": 0.5, "units": 0.5}
+
+
 def test_the_plan_has_every_family_on_every_set_and_each_cell_once() -> None:
     planned = cells()
     assert {(cell.family, cell.dataset) for cell in planned} == {(f, s) for f in FAMILIES for s in SETS}
