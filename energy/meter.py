@@ -1,12 +1,13 @@
 """The one owner of every counter's last value and of the totals made from it.
 
-`Meter.tick` turns cumulative readings into differences. Rules: the first reading is only a baseline; a wrap
-adds the rest of the range; a gap longer than half the range at maximum power, a counter that went back
-without wrapping and a difference beyond maximum power re-baseline and are reported as missing. A counter
-that cannot be read, or that stands still although its device always draws something (frozen), is missing for that tick,
-and what it counted meanwhile arrives with its next reading. A jump to more than ten times the highest power that was
-seen, and beyond the device's power limit where one is stated, is held back: if the next reading still shows such a
-power it was a load and nothing is lost, otherwise it was nonsense and is not counted. Missing is absent, never 0.
+`Meter.tick` turns cumulative readings into differences; who wants to do that later takes `read`, and hands what it gave
+to `judge`, in order. Rules: the first reading is only a baseline; a wrap adds the rest of the range; a gap longer than
+half the range at maximum power, a counter that went back without wrapping and a difference beyond maximum power
+re-baseline and are reported as missing. A counter that cannot be read, or that stands still although its device always
+draws something (frozen), is missing for that tick, and what it counted meanwhile arrives with its next reading. A jump
+to more than ten times the highest power that was seen, and beyond the device's power limit where one is stated, is held
+back: if the next reading still shows such a power it was a load and nothing is lost, otherwise it was nonsense and is
+not counted. Missing is absent, never 0.
 
 Totals are not sums of those differences: they are read off the counters themselves, last reading minus first with
 whole ranges for wraps. So whoever books the differences can be checked against the totals.
@@ -126,11 +127,19 @@ class Meter:
 
     def tick(self) -> Tick:
         """Read every source once. A source that raises is reported as missing and read again next time."""
+        return self.judge(self.read())
+
+    def read(self) -> list[list[Reading]]:
+        """What every source shows now, for `judge`; nothing of one that raises."""
+        return [self._read(source) for source in self._sources]
+
+    def judge(self, readings: Sequence[Sequence[Reading]]) -> Tick:
+        """Turn the next readings of every source into differences."""
         deltas: list[Delta] = []
         missing: list[Missing] = []
-        for source in self._sources:
+        for source, shown in zip(self._sources, readings, strict=True):
             seen: set[Domain] = set()
-            for reading in self._read(source):
+            for reading in shown:
                 seen.add(reading.domain)
                 outcome = self._advance(reading)
                 if isinstance(outcome, Delta):

@@ -288,11 +288,11 @@ class NodeLink:
         self.joules_per_cpu_second = self.grams_per_kwh = self.loaded_ratio = None
         self.sources = ()
 
-    def _send(self, message: dict[str, object]) -> None:
+    def _send(self, message: dict[str, object], to: str | None = None) -> None:
         if self._socket is None:
             return
         try:
-            self._socket.sendto(wire.pack({"v": wire.VERSION, **message}), self._node_path)
+            self._socket.sendto(wire.pack({"v": wire.VERSION, **message}), to or self._node_path)
         except OSError as error:
             # No node, or its queue is full: all figures are cumulative, so the next answer makes up for it.
             log.debug("%s: %s", self._node_path, error)
@@ -301,7 +301,7 @@ class NodeLink:
         assert self._socket is not None
         for _ in range(16):
             try:
-                data = self._socket.recv(wire.MAX_DATAGRAM_BYTES)
+                data, asker = self._socket.recvfrom(wire.MAX_DATAGRAM_BYTES)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -309,11 +309,11 @@ class NodeLink:
                 self._drop_socket()
                 return
             try:
-                self._answer(wire.unpack(data))
+                self._answer(wire.unpack(data), asker)
             except (wire.WireError, KeyError, TypeError, ValueError) as error:
                 log.warning("poll ignored: %r", error)
 
-    def _answer(self, poll: dict[str, object]) -> None:
+    def _answer(self, poll: dict[str, object], asker: object) -> None:
         kind = poll.get("t")
         if kind == "who":
             self._say_hello()
@@ -332,4 +332,4 @@ class NodeLink:
             report["same"], report["gauge"] = usage.revision, usage.read_gauges()
         else:
             report["snap"] = usage.snapshot()
-        self._send(report)
+        self._send(report, asker if isinstance(asker, str) and asker else None)

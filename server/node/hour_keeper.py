@@ -46,13 +46,16 @@ class HourKeeper:
         self.flush()
 
     def pass_time(self, now_s: float, seconds: float, grams_per_kwh: float | None, kind: str) -> bool:
-        """Some time was metered; True if that closed an hour, which is to be persisted and then flushed."""
+        """Some time was metered; True if that closed an hour, which is to be persisted and then flushed.
+
+        That time belongs to the hour that is open, as what was drawn in it does, which was counted before.
+        """
         closed = False
+        self.book.pass_time(seconds, grams_per_kwh, kind)
         # Names of hours cost too much to be made every second.
         if (index := int(now_s // HOUR_S)) != self._index:
             self._index = index
             closed = self._enter(hour_of(now_s))
-        self.book.pass_time(seconds, grams_per_kwh, kind)
         self._since_open_s += seconds
         if closed or self._since_open_s >= OPEN_EVERY_S:
             self.show()

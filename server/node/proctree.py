@@ -4,8 +4,9 @@ A process belongs to the tree if it is a root, if its parent belonged when it wa
 and its session was opened by a process of the tree. Once in, it stays in until it ends, whoever adopts it. CPU time
 of a process that ended between two samples comes back through its parent's count of reaped children.
 
-A sample reads what is likely to have changed: who rests is looked at every few samples, unless a process ended, and so
-are new processes looked for. What was spent meanwhile is counted in full, up to that much later.
+A sample reads the roots, which are the replicas among others, and everybody where that is asked for or a process ended.
+New processes are looked for every few samples if the number of processes changed, more rarely if it did not. What was
+spent meanwhile is counted in full, up to that much later.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from pathlib import Path
 from energy.procfs import STAT_BYTES, ProcessTimes, parse_process_times, read_process_times
 
 RESCAN_SAMPLES = 300
+UNCHANGED_SAMPLES = 30
+"""How often new processes are looked for while as many came as went: listing them costs as much as reading twenty."""
 MAX_MEMBERS = 2000
+_NO_LINKS = 2
+"""Some file systems do not count a folder's folders."""
 
 
 @dataclass(slots=True)
@@ -27,8 +32,6 @@ class _Member:
     times: ProcessTimes
     text: bytes | None = None
     """What `stat` said last: it stays the same while a process rests."""
-    rested: int = 0
-    """Samples since it last changed."""
     spent_ns: int = 0
 
 
@@ -41,21 +44,23 @@ class ServingTree:
         proc_root: Path = Path("/proc"),
         *,
         discover_samples: int = 5,
-        rest_samples: int = 4,
     ) -> None:
         """The members' CPU time at the first sample is the baseline. New ones are looked for every `discover_samples`
-        at most, members that rest every `rest_samples`."""
+        at most."""
         self._proc = proc_root
-        self._discover_samples, self._rest_samples = discover_samples, rest_samples
+        self._discover_samples = discover_samples
         self._roots = set(roots)
         self._members: dict[int, _Member] = {}
         self._strangers: set[int] = set()
         self._sessions: set[int] = set()
         self._seen_roots: set[int] = set()
         self._forks = -1
-        self._until_rescan = self._until_discovery = 0
+        self._links = 0
+        """Of `/proc`, when processes were last listed: one for each."""
+        self._until_rescan = self._until_discovery = self._until_unchanged = 0
         self._rooted = False
-        self._samples = 0
+        self._complete = True
+        """Whether the latest sample was everybody's."""
         self.cpu_ns = 0
         """CPU time that the tree spent since the first sample."""
 
@@ -85,24 +90,38 @@ class ServingTree:
             return False if pid in self._seen_roots else None
         return times.started_ticks == started_ticks
 
-    def sample(self, forks: int) -> int:
-        """CPU nanoseconds that the tree spent since the sample before; 0 at the first one.
+    def sample(self, forks: int, *, everybody: bool = True) -> int:
+        """CPU nanoseconds that the tree was seen to spend since the sample before; 0 at the first one. Without
+        `everybody` it is the roots' alone, and that of the others comes with the next sample that reads them.
 
         `forks` is the machine's count of forks (`/proc/stat`, processes): new members are looked for only when it
         changed, every `discover_samples` at most, and every RESCAN_SAMPLES in any case.
         """
         first = self._forks < 0
-        spent_ns = self._advance()
+        spent_ns = self._advance(everybody)
         self._until_rescan -= 1
         self._until_discovery -= 1
-        if self._until_rescan <= 0 or self._rooted or (forks != self._forks and self._until_discovery <= 0):
+        self._until_unchanged -= 1
+        rescan = self._until_rescan <= 0 or self._rooted
+        if rescan or self._may_find(forks):
             known = self._strangers
-            if self._until_rescan <= 0 or self._rooted:
+            if rescan:
                 self._strangers, self._until_rescan, self._rooted = set(), RESCAN_SAMPLES, False
             spent_ns += self._discover(known)
             self._forks, self._until_discovery = forks, self._discover_samples
+            self._until_unchanged = UNCHANGED_SAMPLES
         if first:
             return 0
+        self.cpu_ns += spent_ns
+        return spent_ns
+
+    def catch_up(self) -> int:
+        """CPU nanoseconds of those whom the latest sample left out; 0 if it was everybody's, or was caught up with."""
+        if self._complete:
+            return 0
+        self._complete = True
+        others = [pid for pid in self._members if pid not in self._roots]
+        spent_ns = self._account(others, self._roots & self._members.keys())
         self.cpu_ns += spent_ns
         return spent_ns
 
@@ -116,32 +135,39 @@ class ServingTree:
             os.close(member.handle)
         self._members.clear()
 
-    def _advance(self) -> int:
-        """Read the members again: what they spent, with the last moments of those that ended."""
-        self._samples += 1
-        awake: list[int] = []
-        resting: list[int] = []
-        for pid, member in self._members.items():
-            (resting if self._rests(pid, member) else awake).append(pid)
+    def _may_find(self, forks: int) -> bool:
+        """Whether listing the processes may show new ones: threads are counted as forks, too, and only the number of
+        processes can be had for nothing (as `/proc`'s links)."""
+        if forks == self._forks or self._until_discovery > 0:
+            return False
+        self._until_discovery = self._discover_samples
+        links = os.stat(self._proc).st_nlink
+        return links != self._links or links <= _NO_LINKS or self._until_unchanged <= 0
+
+    def _advance(self, everybody: bool) -> int:
+        """Read members again: what they spent, with the last moments of those that ended."""
+        self._complete = everybody
+        for member in self._members.values():
+            member.spent_ns = 0
+        if everybody:
+            return self._account(list(self._members), ())
+        roots = self._roots & self._members.keys()
+        return self._account(roots, self._members.keys() - roots)
+
+    def _account(self, pids: Iterable[int], others: Iterable[int]) -> int:
+        """What these spent; `others` are read, too, if there is more to it."""
         reaped_ns: dict[int, int] = {}
         ended: list[ProcessTimes] = []
-        spent_ns = self._read(awake, reaped_ns, ended)
-        if resting and (ended or any(reaped_ns.values())):
+        spent_ns = self._read(pids, reaped_ns, ended)
+        if ended or any(reaped_ns.values()):
             # Who was reaped, and by whom, has to be known of the same moment, or its time would be counted twice.
-            spent_ns += self._read(resting, reaped_ns, ended)
+            spent_ns += self._read(others, reaped_ns, ended)
         for times in ended:
             os.close(self._members.pop(times.pid).handle)
             if times.parent in reaped_ns:
                 reaped_ns[times.parent] -= times.total_ns
         # A parent that never waits reaps nothing: its difference is negative then and says nothing.
         return spent_ns + sum(value for value in reaped_ns.values() if value > 0)
-
-    def _rests(self, pid: int, member: _Member) -> bool:
-        """Whether this sample leaves it out: it stood still for a while, and its turn is another time. Roots never are:
-        their end must be seen at once."""
-        member.spent_ns = 0
-        still = member.rested >= self._rest_samples and pid not in self._roots
-        return still and (self._samples + pid) % self._rest_samples != 0
 
     def _read(self, pids: Iterable[int], reaped_ns: dict[int, int], ended: list[ProcessTimes]) -> int:
         """CPU time that these spent themselves; fills in what each reaped, and who ended."""
@@ -151,7 +177,6 @@ class ServingTree:
             try:
                 text = os.pread(member.handle, STAT_BYTES, 0)
                 if text == member.text:
-                    member.rested += 1
                     reaped_ns[pid] = 0
                     continue
                 times = parse_process_times(pid, text)
@@ -160,13 +185,14 @@ class ServingTree:
                 continue
             own_ns = max(times.own_ns - member.times.own_ns, 0)
             reaped_ns[pid] = max(times.reaped_ns - member.times.reaped_ns, 0)
-            member.times, member.text, member.rested = times, text, 0
-            member.spent_ns = own_ns + reaped_ns[pid]
+            member.times, member.text = times, text
+            member.spent_ns += own_ns + reaped_ns[pid]
             spent_ns += own_ns
         return spent_ns
 
     def _discover(self, known: set[int]) -> int:
         """Take new members in; returns the CPU time of those that are not `known`, so that started just now."""
+        self._links = os.stat(self._proc).st_nlink  # before: who comes in between is looked for again
         pids = {int(name) for name in os.listdir(self._proc) if name.isdecimal()}
         self._strangers &= pids
         fresh = [

@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,13 @@ _MAX_WARNINGS = 16
 _MAX_DATAGRAMS_A_TURN = 256
 _MAX_AT_THE_DOOR = 4 * MAX_REPLICAS
 _FEW = 4
-"""So many replicas' datagrams wait in the socket for a second: it holds 10 at least (net.unix.max_dgram_qlen)."""
+"""So many replicas' answers wait in the socket for a second or two."""
+_HELD = 8
+"""So many datagrams a socket holds in any case: 10 by default (net.unix.max_dgram_qlen)."""
+_SOCKETS = (wire.NODE_SOCKET, wire.ANSWERS_SOCKET)
+_BAD = (wire.WireError, KeyError, TypeError)
+"""What reading a datagram that is not as it should be raises."""
+_Ancillary = Sequence[tuple[int, int, bytes]]
 _CREDENTIALS = struct.Struct("iII")
 _CREDENTIALS_BYTES = socket.CMSG_SPACE(_CREDENTIALS.size)
 
@@ -43,6 +49,8 @@ class Peer:
     """Monotone time of its last datagram."""
     visible: bool
     """True if `/proc` shows this very process, so that its CPU time can be seen."""
+    unread: bytes | None = None
+    """Its newest snapshot, if that was not decoded yet: figures are cumulative, so the ones before say nothing more."""
     gauges: Mapping[str, float] = field(default_factory=dict)
     exemplars: tuple[wire.Exemplar, ...] = ()
 
@@ -50,8 +58,9 @@ class Peer:
 class Replicas:
     """Polls the replicas and hands their snapshots to the settlement.
 
-    The answers of a few replicas are left in the socket until `receive` is called, at the next tick: a second wake-up
-    a second would cost this process about a tenth of all that it does. More than a few are taken in as they come.
+    Who comes and goes is heard at once. The answers of a few replicas are left in a socket of their own until `receive`
+    is called, every few ticks: a second wake-up a second would cost this process about a tenth of all that it does.
+    More than a few are taken in as they come.
     """
 
     def __init__(
@@ -64,14 +73,18 @@ class Replicas:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`adopt(pid, started_ticks, with_parent)` takes a process (and its parent's tree) into the serving tree, and
-        says whether `/proc` shows that very process. `patient` if `receive` is called about once a second."""
+        says whether `/proc` shows that very process. `patient` if polls are a second or two apart, not more."""
         self._run_dir = run_dir
         self._sockets = wire.socket_dir(run_dir)
-        self._path = wire.socket_path(run_dir)
         self._settlement = settlement
         self._adopt = adopt
         self._clock_s = clock_s
+        self._door_socket: socket.socket | None = None
+        """Where replicas say hello and bye."""
         self._socket: socket.socket | None = None
+        """From which they are polled, and where they answer."""
+        self._lying = 0
+        """Answers that may be in that socket."""
         self._poll_number = 0
         # One for all: a fresh one for every datagram would be pages fetched from the kernel and given back each time.
         self._buffer = bytearray(2 * wire.MAX_DATAGRAM_BYTES)
@@ -89,31 +102,26 @@ class Replicas:
         """Instances whose answer to the latest poll is in."""
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Bind the node's socket; what an earlier node left there is replaced (the lock is ours). Raises OSError."""
+        """Bind the node's sockets; what an earlier node left there is replaced (the lock is ours). Raises OSError."""
         wire.own_socket_dir(self._run_dir)
-        own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * wire.MAX_DATAGRAM_BYTES)
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        own.bind(self._path)
-        wire.share_socket(self._path)
+        self._door_socket, self._socket = (_bound(wire.socket_path(self._run_dir, name)) for name in _SOCKETS)
         for path in self._sockets.glob(wire.REPLICA_SOCKETS):
             _knock(path)
-        self._socket = own
         self._loop = loop
+        loop.add_reader(self._door_socket.fileno(), self.receive)
         self._listen()
 
     def close(self) -> None:
-        """Close the socket and take its file away."""
-        if self._socket is not None:
-            if self._listening:
-                self._loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
-            wire.drop_socket_dir(self._run_dir)
+        """Close the sockets and take their files away."""
+        for own in (self._door_socket, self._socket):
+            if own is not None:
+                self._loop.remove_reader(own.fileno())
+                path = own.getsockname()
+                own.close()
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+        wire.drop_socket_dir(self._run_dir)
+        self._door_socket = self._socket = None
 
     def _listen(self) -> None:
         """Take datagrams in as they come, or leave them in the socket."""
@@ -129,6 +137,8 @@ class Replicas:
     def poll(self, joules_per_cpu_second: float | None, grams_per_kwh: float | None, sources: list[str]) -> None:
         """Let in and out who is at the door, and ask every replica for its figures."""
         self.open_door()
+        if self._lying + len(self.peers) > _HELD:
+            self.receive()
         self._poll_number += 1
         self.answered = set()
         self.waiting = set()
@@ -147,28 +157,59 @@ class Replicas:
             }
             if self._send(message, peer):
                 self.waiting.add(peer.instance)
+        self._lying += len(self.waiting)
 
     def open_door(self) -> None:
         """Welcome who said hello, and let go of who said bye: with the open window, which has not been settled."""
         door, self._door = self._door, []
         for message, address in door:
-            with self._bad_records_counted(address):
+            try:
                 if message["t"] == "hello":
                     self._welcome(message, address)
                 else:
                     self._part(message)
+            except _BAD as error:
+                self._count_bad(address, error)
         self._listen()
+
+    def read_records(self) -> None:
+        """Hand every replica's newest snapshot to the settlement; who sent one that cannot be read did not answer."""
+        for peer in self.peers.values():
+            self._read_record(peer)
+
+    def _read_record(self, peer: Peer) -> None:
+        data, peer.unread = peer.unread, None
+        if data is None:
+            return
+        try:
+            self._keep_snapshot(peer, data)
+        except _BAD as error:
+            self._count_bad(peer.address, error)
+            self.answered.discard(peer.instance)
+            self.waiting.add(peer.instance)
 
     def bury_dead(self, alive: Callable[[int, int], bool | None]) -> None:
         """Let go of replicas whose process ended; `alive` says None for a process that cannot be seen."""
+        if self._dead(alive):
+            # Their last words may not have been read yet.
+            self.receive()
+            self.open_door()
+            for peer, may_return in self._dead(alive):
+                log.info("replica %s (pid %d) is gone", peer.instance[:12], peer.pid)
+                self._bury(peer, may_return=may_return)
+
+    def _dead(self, alive: Callable[[int, int], bool | None]) -> list[tuple[Peer, bool]]:
+        """Whose process ended or fell silent, and whether it may be heard of again."""
         now_s = self._clock_s()
-        for peer in list(self.peers.values()):
+        found = []
+        for peer in self.peers.values():
             state = alive(peer.pid, peer.started_ticks) if peer.visible else None
             if state is False or (state is None and now_s - peer.heard_s > FORGET_AFTER_SECONDS):
-                log.info("replica %s (pid %d) is gone", peer.instance[:12], peer.pid)
-                self._bury(peer, may_return=state is None)
+                found.append((peer, state is None))
+        return found
 
     def _bury(self, peer: Peer, *, may_return: bool = False) -> None:
+        self._read_record(peer)
         self.peers.pop(peer.instance, None)
         self.waiting.discard(peer.instance)
         account = self._settlement.replica(peer.instance)
@@ -189,31 +230,30 @@ class Replicas:
         return True
 
     def receive(self) -> None:
-        """Take in what is in the socket."""
+        """Take in what is in the sockets."""
+        self._lying = 0
+        for own in (self._socket, self._door_socket):
+            if own is not None:
+                self._receive_from(own)
+
+    def _receive_from(self, own: socket.socket) -> None:
         for _ in range(_MAX_DATAGRAMS_A_TURN):
-            if self._socket is None:
-                return
             try:
-                size, ancillary, _, address = self._socket.recvmsg_into((self._buffer,), _CREDENTIALS_BYTES)
+                size, ancillary, _, address = own.recvmsg_into((self._buffer,), _CREDENTIALS_BYTES)
             except BlockingIOError:
                 return
             except OSError as error:
-                log.warning("%s: %s", self._path, error)
+                log.warning("%s: %s", own.getsockname(), error)
                 return
-            with self._bad_records_counted(address):
-                self._take(wire.unpack(memoryview(self._buffer)[:size]), address, _sender_pid(ancillary))
+            try:
+                self._take(wire.unpack(memoryview(self._buffer)[:size]), address, ancillary)
+            except _BAD as error:
+                self._count_bad(address, error)
 
-    @contextlib.contextmanager
-    def _bad_records_counted(self, address: object) -> Iterator[None]:
-        try:
-            yield
-        except (wire.WireError, KeyError, TypeError) as error:
-            self._settlement.totals.bad_records += 1
-            self._warn_of(address, error)
-
-    def _warn_of(self, address: object, error: Exception) -> None:
-        """Say what was wrong with a datagram, each kind of fault at most once a minute: one sender alone could fill the
-        disk with the log otherwise."""
+    def _count_bad(self, address: object, error: Exception) -> None:
+        """Count a bad datagram and say what was wrong, each kind of fault at most once a minute: one sender alone could
+        fill the disk with the log otherwise."""
+        self._settlement.totals.bad_records += 1
         now_s = self._clock_s()
         if now_s - self._warned_since_s >= WARN_AGAIN_SECONDS:
             self._warned_since_s = now_s
@@ -225,29 +265,27 @@ class Replicas:
                 "datagram from %r ignored: %.200r (more like it in the next minute are only counted)", address, error
             )
 
-    def _take(self, message: Mapping[str, object], address: object, sender_pid: int | None) -> None:
+    def _take(self, message: Mapping[str, object], address: object, ancillary: _Ancillary) -> None:
         kind, instance = message["t"], message["id"]
         if not isinstance(instance, str) or not isinstance(address, str) or not address:
             raise wire.WireError("id: a replica must name itself and bind its socket to a path")
         if kind in ("hello", "bye"):
             if len(self._door) < _MAX_AT_THE_DOOR:
-                self._door.append(({**message, "pid": sender_pid or message.get("pid")}, address))
+                self._door.append(({**message, "pid": _sender_pid(ancillary) or message.get("pid")}, address))
             return
         peer = self.peers.get(instance)
         if peer is None:
             return
         peer.heard_s = self._clock_s()
         if message.get("snap") is not None:
-            self._keep_snapshot(peer, message["snap"])
+            peer.unread = _bytes(message["snap"])
         elif kind == "report":
             self._confirm(peer, message)
         if message.get("n") == self._poll_number:
             self.answered.add(instance)
             self.waiting.discard(instance)
 
-    def _keep_snapshot(self, peer: Peer, data: object) -> None:
-        if not isinstance(data, bytes):
-            raise wire.WireError("snap: not bytes")
+    def _keep_snapshot(self, peer: Peer, data: bytes) -> None:
         snapshot = wire.decode_snapshot(data)
         if snapshot.instance != peer.instance:
             raise wire.WireError("snap: of another instance")
@@ -257,7 +295,7 @@ class Replicas:
     def _part(self, message: Mapping[str, object]) -> None:
         peer = self.peers.get(str(message["id"]))
         if peer is not None:
-            self._keep_snapshot(peer, message["snap"])
+            peer.unread = _bytes(message["snap"])
             self._bury(peer)
 
     def _confirm(self, peer: Peer, message: Mapping[str, object]) -> None:
@@ -277,7 +315,9 @@ class Replicas:
             raise wire.WireError("hello: pid and started must be numbers")
         if instance not in self.peers and len(self.peers) >= MAX_REPLICAS:
             raise wire.WireError(f"hello: more than {MAX_REPLICAS} replicas on one node")
-        if instance not in self.peers:
+        if (known := self.peers.get(instance)) is not None:
+            self._read_record(known)
+        else:
             log.info("replica %s (pid %d) is here", instance[:12], pid)
             self._settlement.replica(instance).gone = False
         visible = self._adopt(pid, started, message.get("parent") is True)
@@ -286,7 +326,25 @@ class Replicas:
         self.peers[instance] = Peer(instance, pid, started, address, self._clock_s(), visible)
 
 
-def _sender_pid(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
+def _bound(path: str) -> socket.socket:
+    """A socket at that path; what an earlier node left there is replaced (the lock is ours). Raises OSError."""
+    own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * wire.MAX_DATAGRAM_BYTES)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    own.bind(path)
+    wire.share_socket(path)
+    return own
+
+
+def _bytes(data: object) -> bytes:
+    if not isinstance(data, bytes):
+        raise wire.WireError("snap: not bytes")
+    return data
+
+
+def _sender_pid(ancillary: _Ancillary) -> int | None:
     """The sender's process id as this process would see it, by the kernel: the sender itself may live in a container
     and know another one. None if it is in no namespace below this process's."""
     for level, kind, data in ancillary:

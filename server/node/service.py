@@ -26,7 +26,6 @@ from energy.sources import select_sources
 from energy.sources.estimated import EstimatedSource
 from server.node import state as node_state
 from server.node import wire
-from server.node.devices import busy_by_replica
 from server.node.figures import Figures
 from server.node.grid_state import GridFile
 from server.node.hour_keeper import HourKeeper
@@ -38,8 +37,9 @@ from server.node.model_file import ModelFile
 from server.node.proctree import ServingTree
 from server.node.recent import RecentLaw
 from server.node.replicas import Replicas
+from server.node.sampler import Sampler
 from server.node.settings import NodeSettings
-from server.node.settle import MachineTick, Settlement
+from server.node.settle import Settlement
 from server.node.startup import StartUp
 from server.node.wire import GAUGES
 
@@ -50,9 +50,10 @@ PORT_FILE = "node.port"
 ANSWER_SECONDS = 0.2
 """How long the last answers are waited for when the process ends."""
 PATIENT_TICK_SECONDS = 2.0
-"""Between longer ticks more would gather in the socket than it holds."""
-GRID_LOOK_TICKS = 5
-"""An intensity holds for minutes at least, and finding its file costs as much as a tenth of all the rest."""
+"""After longer ticks each is settled: figures would be old otherwise."""
+SETTLE_TICKS = 5
+"""So many ticks are settled at once, which costs a third of settling each (see `server.node.sampler`). Whoever asks for
+figures is shown the latest tick's all the same."""
 ORPHANED_AFTER_TICKS = 10
 
 
@@ -96,7 +97,6 @@ class NodeService:
         )
         self._clock = selection.clock
         estimated = selection.estimated
-        self._clock_is_sampled = estimated is not None
         reference = estimated or EstimatedSource(
             self._clock, proc_root=settings.proc_root, cpu_family=settings.cpu_family
         )
@@ -111,6 +111,7 @@ class NodeService:
         self._settlement.remembered = dict(state.settled)
         roots = (os.getpid(), settings.root_pid) if settings.root_pid else (os.getpid(),)
         self._tree = ServingTree(roots, settings.proc_root)
+        self._sampler = Sampler(self._meter, self._clock, self._tree, clock_is_read=estimated is not None)
         self._replicas = Replicas(
             settings.run_dir,
             self._settlement,
@@ -131,15 +132,12 @@ class NodeService:
             partial(node_state.write_atomic, durable=False),
         )
         self._hours.resume()
-        self._busy_ns = self._offered_ns = 0
         self._dirty = True
         self._orphaned_ticks = 0
         self._grid_grams: float | None = None
-        """The grid's intensity as this second began."""
+        """The grid's intensity as the open window began."""
         self._grams: float | None = None
         """Intensity in force, cooling included."""
-        self._pending_tick: MachineTick | None = None
-        self._look_at_grid_at = 0.0
         self._persist_at = 0.0
         self._write_failures = 0
         self._next_tick = 0.0
@@ -172,7 +170,7 @@ class NodeService:
 
     def _finish(self) -> None:
         self._timer.cancel()
-        self._complete_tick()
+        self._settle()
         self._replicas.open_door()
         self._settlement.close(self._grams)
         self._dirty = True
@@ -185,70 +183,65 @@ class NodeService:
         os.close(self._lock)
 
     def _tick(self) -> None:
-        """Settle the tick before with the answers that are in, ask the replicas anew and read the meters with it."""
-        self._complete_tick()
+        """Ask the replicas anew and read the meters with it; before that, settle what is due with the answers in."""
         now = self._loop.time()
         self._next_tick = max(self._next_tick + self._settings.tick_seconds, now)
         self._timer = self._loop.call_at(self._next_tick, self._tick)
         try:
-            if now >= self._look_at_grid_at:
-                self._look_at_grid_at = now + (GRID_LOOK_TICKS - 0.5) * min(self._settings.tick_seconds, 1.0)
-                grams = self._grid_grams = self._grid.grams_per_kwh()
-                self._grams = None if grams is None else grams * self._settings.pue
+            if self._is_due(self._open_ticks):
+                self._settle()
+                if now >= self._persist_at:
+                    # Half a tick less: timers are never on time to the microsecond, and the next turn is ticks away.
+                    self._persist_at = now + self._settings.persist_seconds - self._settings.tick_seconds / 2
+                    self._persist(durable=False)
+            if not self._open_ticks:
+                self._look_at_grid()
             self._replicas.bury_dead(self._tree.is_alive)
             self._replicas.poll(self._settlement.joules_per_cpu_second, self._grid_grams, self._source_names)
-            self._pending_tick = self._read_machine()
+            self._sampler.read(self._replicas.peers.values(), everybody=self._is_due(self._open_ticks + 1))
             self._startup.look(len(self._replicas.peers), self._tree, self._settlement.joules_per_cpu_second)
         except Exception:
             # One bad tick is not worth the process: the next one makes up for it, all counters being cumulative. If the
             # meters were read already, their difference is lost, and the conservation error says so.
             log.exception("tick failed")
             return
-        if now >= self._persist_at:
-            self._persist_at = now + self._settings.persist_seconds
-            self._persist(durable=False)
         self._watch_root()
 
-    def _settle_if_answered(self) -> None:
-        """Who asks is shown the latest tick, too, if all replicas said what they did in it."""
-        self._replicas.receive()
-        if not self._replicas.waiting:
-            self._complete_tick()
+    @property
+    def _open_ticks(self) -> int:
+        """Ticks that were read and not settled."""
+        return self._settlement.open_ticks + len(self._sampler)
 
-    def _complete_tick(self) -> None:
-        """Settle the latest tick with the answers that are in."""
+    def _is_due(self, open_ticks: int) -> bool:
+        """Whether so many ticks are to be settled. Where nobody serves, one is."""
+        patient = self._replicas.peers and self._settings.tick_seconds <= PATIENT_TICK_SECONDS
+        return open_ticks >= (SETTLE_TICKS if patient else 1)
+
+    def _look_at_grid(self) -> None:
+        grams = self._grid_grams = self._grid.grams_per_kwh()
+        self._grams = None if grams is None else grams * self._settings.pue
+
+    def _settle(self, *, patient: bool = False) -> None:
+        """Settle the ticks that were read with the answers that are in; if one is missing, `patient` leaves the window
+        open for it, with all that was metered."""
         self._replicas.receive()
-        tick, self._pending_tick = self._pending_tick, None
-        if tick is not None:
-            self._settlement.tick(tick, self._replicas.answered, self._grams)
+        self._replicas.read_records()
+        ticks = self._sampler.take()
+        for tick in ticks:
+            self._settlement.add(tick)
+        if self._settlement.open_ticks and not (patient and self._replicas.waiting):
+            self._settlement.settle(self._replicas.answered, self._grams)
             if self._recent.due(now := self._loop.time()):
                 self._recent.mark(now, self._conserved())
+        if ticks:
             self._dirty = True
-            self._pass_time(tick.offered_cpu_ns / self._clock.cpus / NANOSECONDS_PER_SECOND)
+            self._pass_time(sum(tick.offered_cpu_ns for tick in ticks) / self._clock.cpus / NANOSECONDS_PER_SECOND)
 
     def _pass_time(self, seconds: float) -> None:
         """Let the hour go on; a closed one is on disk in the state before it is in its file."""
         if self._hours.pass_time(time.time(), seconds, self._grid_grams, self._grid.kind):
             self._persist(durable=True)
             self._hours.flush()
-
-    def _read_machine(self) -> MachineTick:
-        meters = self._meter.tick()
-        clock = self._clock
-        if not self._clock_is_sampled:
-            clock.sample()
-        busy_ns, self._busy_ns = clock.busy_ns - self._busy_ns, clock.busy_ns
-        offered_ns, self._offered_ns = clock.elapsed_ns - self._offered_ns, clock.elapsed_ns
-        serving_ns = self._tree.sample(clock.forks)
-        spent: dict[str, int] = {}
-        for peer in self._replicas.peers.values():
-            spent_ns = self._tree.spent_ns(peer.pid) if peer.visible else None
-            if spent_ns is not None:
-                spent[peer.instance] = spent_ns
-        instances = {peer.pid: peer.instance for peer in self._replicas.peers.values()}
-        return MachineTick(
-            meters, busy_ns, offered_ns, serving_ns, spent, busy_by_replica(self._meter.sources, instances)
-        )
 
     def _adopt(self, pid: int, started_ticks: int, with_parent: bool) -> bool:
         """Whether `/proc` shows that process; if so it belongs to the tree from now on, its parent's tree with it."""
@@ -355,14 +348,14 @@ class NodeService:
         )
 
     def _metrics(self, request: Request) -> Response:
-        self._settle_if_answered()
+        self._settle(patient=True)
         # What was shown must never be taken back by a crash, so it is on disk before it is shown.
         self._persist(durable=False)
         body, content_type = render(self._books(), request.accept, self._version)
         return Response(body, content_type)
 
     def _conservation(self, request: Request) -> Response:
-        self._settle_if_answered()
+        self._settle(patient=True)
         self._persist(durable=False)
         now = self._state.ledger.conservation(self._settlement.pending_uj)
         shown = now
@@ -399,7 +392,7 @@ class NodeService:
         )
 
     def _health(self, request: Request) -> Response:
-        self._settle_if_answered()
+        self._settle(patient=True)
         answer = {
             "status": "ok",
             "pid": os.getpid(),

@@ -1,9 +1,9 @@
 """Closes settlement windows: ticks of the meters on one side, replicas' records on the other. Pure state, no I/O.
 
-A window opens when the one before closes. It closes at the first tick at which every live replica answered that
-tick's poll, or after MAX_TICKS; a replica without a record by then is late and its share of the window's energy goes
-to `other`. When the record comes after all, its requests count, but only CPU time that the replica spent in the open
-window can still earn joules.
+A window opens when the one before closes, and holds as many ticks as are added before it is to be settled. It closes as
+soon as every live replica answered the poll of its last tick, or when that was not so after MAX_TRIES ticks; a replica
+without a record by then is late and its share of the window's energy goes to `other`. When the record comes after all,
+its requests count, but only CPU time that the replica spent in the open window can still earn joules.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from energy.meter import Tick
 from server.node.totals import Increase, ServingTotals, increase
 from server.node.wire import Snapshot, cpu_bucket_middle_ns
 
-MAX_TICKS = 3
+MAX_TRIES = 3
 MAX_REMEMBERED = 16
 MAX_CARRIED_CPU_NS = 5 * NANOSECONDS_PER_SECOND
 _RATE_KEEP = 0.9
+"""What a tick leaves of the ticks before, where something is learned from them."""
 _UJ_PER_NS_IN_WATTS = NANOSECONDS_PER_SECOND / MICROJOULES_PER_JOULE
 
 
@@ -69,6 +70,9 @@ class MachineTick:
 @dataclass
 class _OpenWindow:
     ticks: int = 0
+    tries: int = 0
+    """Ticks after which it was to be closed."""
+    tried_ticks: int = 0
     energy_uj: dict[Domain, int] = field(default_factory=dict)
     idle_uj: dict[Domain, int] = field(default_factory=dict)
     duration_ns: dict[Domain, int] = field(default_factory=dict)
@@ -146,14 +150,21 @@ class Settlement:
         living = {r.instance: r.settled for r in self.replicas.values() if r.settled is not None}
         return {**self.remembered, **living}
 
-    def tick(self, tick: MachineTick, answered: set[str], grams_per_kwh: float | None) -> bool:
-        """Add a tick to the open window and close it if it can be; True if it was closed.
+    @property
+    def open_ticks(self) -> int:
+        """Ticks in the open window."""
+        return self._window.ticks
 
-        `answered` holds the replicas whose record of this very tick is in.
+    def settle(self, answered: set[str], grams_per_kwh: float | None) -> bool:
+        """Close the open window if it can be; True if it was closed.
+
+        `answered` holds the replicas whose record of the latest tick is in.
         """
-        self._accumulate(tick)
+        window = self._window
+        if window.ticks > window.tried_ticks:
+            window.tries, window.tried_ticks = window.tries + 1, window.ticks
         waiting = [r for r in self.replicas.values() if not r.gone and r.instance not in answered]
-        if waiting and self._window.ticks < MAX_TICKS:
+        if waiting and window.tries < MAX_TRIES:
             return False
         self.close(grams_per_kwh)
         return True
@@ -197,21 +208,25 @@ class Settlement:
                 device_busy={name: sum(busy.values()) for name, busy in window.device_busy.items()},
             )
         )
-        self._book(attribution, grams_per_kwh, max(window.duration_ns.values(), default=0))
+        keep = _RATE_KEEP**window.ticks
+        self._book(attribution, grams_per_kwh, max(window.duration_ns.values(), default=0), keep)
         self._carry(attribution)
-        self._learn_rate(attribution, max(window.busy_cpu_ns, window.serving_cpu_ns + unseen_ns))
+        self._learn_rate(attribution, max(window.busy_cpu_ns, window.serving_cpu_ns + unseen_ns), keep)
         for change in changes:
             self._enter(change, grams_per_kwh)
 
-    def _book(self, attribution: Attribution[Account], grams_per_kwh: float | None, elapsed_ns: int) -> None:
+    def _book(
+        self, attribution: Attribution[Account], grams_per_kwh: float | None, elapsed_ns: int, keep: float
+    ) -> None:
         """Enter a settled window into the ledger, and learn what loading adds to a dynamic joule."""
         loaded_uj = self.ledger.settle(attribution, grams_per_kwh, pue=self._pue, elapsed_ns=elapsed_ns)
         dynamic_uj = sum(sum(split.attributed_uj.values()) for split in attribution.splits)
         if dynamic_uj:
-            self._recent_dynamic_uj = _RATE_KEEP * self._recent_dynamic_uj + dynamic_uj
-            self._recent_loaded_uj = _RATE_KEEP * self._recent_loaded_uj + loaded_uj
+            self._recent_dynamic_uj = keep * self._recent_dynamic_uj + dynamic_uj
+            self._recent_loaded_uj = keep * self._recent_loaded_uj + loaded_uj
 
-    def _accumulate(self, tick: MachineTick) -> None:
+    def add(self, tick: MachineTick) -> None:
+        """Add a tick to the open window."""
         window = self._window
         window.ticks += 1
         window.busy_cpu_ns += tick.busy_cpu_ns
@@ -273,10 +288,10 @@ class Settlement:
         shares = largest_remainder(kept, list(excess.values()))
         self._carried_cpu_ns = {account: ns for account, ns in zip(excess, shares, strict=True) if ns}
 
-    def _learn_rate(self, attribution: Attribution[Account], cpu_ns: int) -> None:
+    def _learn_rate(self, attribution: Attribution[Account], cpu_ns: int, keep: float) -> None:
         dynamic_uj = sum(s.energy_uj - s.idle_uj for s in attribution.splits if s.domain.on_cpu)
-        self._rate_uj = _RATE_KEEP * self._rate_uj + dynamic_uj
-        self._rate_cpu_ns = _RATE_KEEP * self._rate_cpu_ns + cpu_ns
+        self._rate_uj = keep * self._rate_uj + dynamic_uj
+        self._rate_cpu_ns = keep * self._rate_cpu_ns + cpu_ns
 
     def _enter(self, change: Increase, grams_per_kwh: float | None) -> None:
         """Count what a record says; energies by bucket use the rate in force."""

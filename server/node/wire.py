@@ -10,6 +10,9 @@ comes twice loses and doubles nothing: the node takes differences between the sn
 |         |         | loaded (fully loaded joules a dynamic one, or nil), grams (per kWh or nil), sources  |
 | report  | replica | id, n, and snap (a snapshot) or same (the revision that the node has seen already)   |
 | bye     | replica | id, snap                                                                             |
+
+Hello and bye go to NODE_SOCKET, where the node looks at once. Reports go to where the poll came from, ANSWERS_SOCKET,
+where several may lie until the node looks: the newest says all that the ones before do.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ import msgpack
 VERSION = 1
 MAX_DATAGRAM_BYTES = 100_000
 NODE_SOCKET = "node.sock"
+ANSWERS_SOCKET = "answers.sock"
+"""From where the node polls."""
 PAGES_SOCKET = "pages.sock"
 """Where the node process answers what its port answers, for who shares its folder and not its network."""
 # sockaddr_un holds 108 bytes, one of them the closing zero.

@@ -25,6 +25,8 @@ from server.usage import Usage
 SECOND_NS = 10**9
 CPUS = 4
 WINDOW_TICKS = 300
+MOST_TICKS = 5
+"""So many are settled at once, or fewer."""
 RANGE_UJ = 4_000_000_000_000
 DOMAINS = (
     Domain("package", "package-0", "fake", wraps_at_uj=RANGE_UJ, max_watts=400.0, never_rests=True),
@@ -57,7 +59,7 @@ class World:
 
     def __init__(self, seed: int, *, faults: bool = True) -> None:
         """`faults` lets counters and the node process break, too."""
-        self._random = random.Random(seed)
+        self._random, self._patience = random.Random(seed), random.Random(seed)
         self._faults = faults
         self._now_ns = SECOND_NS
         self.source = FakeSource(DOMAINS, clock_ns=lambda: self._now_ns)
@@ -103,7 +105,10 @@ class World:
         answered = self._report()
         spent = {replica.usage.instance: replica.spent_ns for replica in self.replicas}
         tick = MachineTick(self.meter.tick(), busy_ns, CPUS * SECOND_NS, serving_ns, spent)
-        self.books.tick(tick, answered, self._random.choice((None, 120.0, 480.0)))
+        self.books.add(tick)
+        grams_per_kwh = self._random.choice((None, 120.0, 480.0))
+        if self.books.open_ticks >= self._patience.randint(1, MOST_TICKS):
+            self.books.settle(answered, grams_per_kwh)
         for replica in self.replicas:
             replica.spent_ns = 0
         self._marks.append(self.state.ledger.conservation(self.books.pending_uj))

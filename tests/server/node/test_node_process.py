@@ -23,6 +23,7 @@ from server.node import wire
 from server.node.figures import Figures
 from server.node.metric_table import METRICS
 from server.node.service import LOCK_FILE, PORT_FILE
+from server.node.state import NodeState
 from tests.energy.trees import write_zone
 
 ROOT = Path(__file__).parents[3]
@@ -298,6 +299,18 @@ def test_a_node_that_is_restarted_goes_on_where_it_was(tmp_path: Path, how: str)
             assert (now.node, now.standard_texts) == (told.node, 42)
         finally:
             assert heir.stop() == 0
+
+
+def test_what_nobody_asks_for_is_settled_and_kept_all_the_same(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with running(run_dir, 1, "--persist-seconds=0.1") as (_, (replica,)):
+        replica.answer(6)
+
+        def kept() -> bool:
+            totals = NodeState.decode((run_dir / "node.json").read_bytes()).totals
+            return sum(totals.requests.values()) == 6
+
+        eventually(kept, "the requests are in the file")
 
 
 def test_joules_of_a_window_that_is_open_when_the_node_is_killed_stay_in_the_books(tmp_path: Path) -> None:

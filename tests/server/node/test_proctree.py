@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.node.proctree import ServingTree
+from server.node.proctree import UNCHANGED_SAMPLES, ServingTree
 from tests.energy.trees import FakeProc
 
 MS = 1_000_000
@@ -126,44 +126,65 @@ def test_new_processes_are_looked_for_every_few_samples_and_count_in_full(proc: 
     assert tree.sample(proc.forks) == 10 * MS
 
 
-def rested(proc: FakeProc) -> ServingTree:
-    """A tree whose processes stood still for long, at a sample that leaves out those below the root."""
+def test_a_sample_of_the_roots_leaves_the_others_time_to_the_next_one(proc: FakeProc) -> None:
     tree = tree_of(proc, 10)
-    for _ in range(12):
-        assert tree.sample(proc.forks) == 0
-    return tree
-
-
-def test_who_rested_for_long_is_looked_at_every_few_samples_and_counts_in_full(proc: FakeProc) -> None:
-    tree = rested(proc)
-    spent = []
-    for own in (51, 52, 53, 54):
-        proc.process(11, 10, session=10, own=own)
-        spent.append(tree.sample(proc.forks))
-    assert sum(spent) > 0
-    assert len([ns for ns in spent if ns]) < 4
-    proc.process(11, 10, session=10, own=60)
     proc.process(10, 1, session=10, own=101)
-    assert sum(spent) + tree.sample(proc.forks) == 110 * MS, "who woke up is looked at each time"
+    proc.process(11, 10, session=10, own=52)
+    assert tree.sample(proc.forks, everybody=False) == 10 * MS
+    proc.process(11, 10, session=10, own=53)
+    assert tree.sample(proc.forks) == 30 * MS
+    assert tree.cpu_ns == 40 * MS
+
+
+def test_what_a_sample_left_out_can_be_caught_up_with_once(proc: FakeProc) -> None:
+    tree = tree_of(proc, 10)
+    proc.process(10, 1, session=10, own=101)
+    proc.process(11, 10, session=10, own=52)
+    assert tree.sample(proc.forks, everybody=False) == 10 * MS
+    assert tree.catch_up() == 20 * MS
+    proc.process(11, 10, session=10, own=53)
+    assert tree.catch_up() == 0
+    assert tree.sample(proc.forks) == 10 * MS
+    assert tree.catch_up() == 0
 
 
 @pytest.mark.parametrize("samples_before", range(4))
-def test_the_end_of_a_process_that_rested_is_not_counted_twice(proc: FakeProc, samples_before: int) -> None:
+@pytest.mark.parametrize("catching_up", [True, False])
+def test_the_end_of_a_process_that_was_left_out_is_not_counted_twice(
+    proc: FakeProc, samples_before: int, catching_up: bool
+) -> None:
     proc.process(12, 11, session=10, own=20)
-    tree = rested(proc)
+    tree = tree_of(proc, 10)
     for _ in range(samples_before):
-        tree.sample(proc.forks)
+        tree.sample(proc.forks, everybody=False)
     proc.end(12)
     proc.process(11, 10, session=10, own=50, reaped=23)
-    assert sum(tree.sample(proc.forks) for _ in range(5)) == 30 * MS
+    spent_ns = 0
+    for number in range(5):
+        spent_ns += tree.sample(proc.forks, everybody=number == 4)
+        spent_ns += tree.catch_up() if catching_up else 0
+    assert spent_ns == 30 * MS
     assert len(tree) == 2
 
 
-def test_the_end_of_a_root_that_rested_is_seen_at_once(proc: FakeProc) -> None:
-    tree = rested(proc)
+def test_the_end_of_a_root_is_seen_at_once_with_the_time_of_its_children(proc: FakeProc) -> None:
+    tree = tree_of(proc, 10)
+    proc.process(11, 10, session=10, own=52)
     proc.end(10)
-    tree.sample(proc.forks)
+    assert tree.sample(proc.forks, everybody=False) == 20 * MS
     assert tree.spent_ns(10) is None
+
+
+def test_while_as_many_processes_come_as_go_new_ones_are_looked_for_rarely(proc: FakeProc) -> None:
+    if proc.root.stat().st_nlink <= 2:
+        pytest.skip("this file system does not count a folder's folders, as /proc does")
+    tree = tree_of(proc, 10)
+    proc.end(90)
+    proc.process(13, 12, session=10, own=4)
+    found = [tree.sample(proc.forks) for _ in range(UNCHANGED_SAMPLES)]
+    assert found == [0] * (UNCHANGED_SAMPLES - 1) + [40 * MS]
+    proc.process(14, 12, session=10, own=5)
+    assert tree.sample(proc.forks) == 50 * MS
 
 
 def test_the_real_proc_shows_a_child_and_its_end() -> None:

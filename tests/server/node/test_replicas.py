@@ -86,7 +86,7 @@ async def test_sockets_are_the_groups_where_the_folder_is(tmp_path: Path, folder
     try:
         await link.start()
         modes = {path.stat().st_mode & 0o777 for path in folder.glob("*.sock")}
-        assert len(list(folder.glob("*.sock"))) == 2
+        assert len(list(folder.glob("*.sock"))) == 3
         assert (modes == {0o660}) is shared
     finally:
         await link.close()
@@ -119,6 +119,85 @@ async def test_answers_of_a_few_wait_in_the_socket_and_those_of_many_are_taken_i
     finally:
         for link in links:
             await link.close()
+        replicas.close()
+
+
+def asked(folder: Path, books: Settlement) -> Replicas:
+    """Replicas that are polled by hand."""
+    return Replicas(folder, books, lambda pid, started, with_parent: True, patient=True)
+
+
+async def test_of_several_answers_the_newest_counts_and_the_ones_before_are_not_even_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    replicas, usage = asked(tmp_path, books), Usage("intents")
+    link, decoded = NodeLink(tmp_path, usage), list[bytes]()
+    decode = wire.decode_snapshot
+    monkeypatch.setattr(wire, "decode_snapshot", lambda data: decode(decoded.append(data) or data))
+    replicas.open(asyncio.get_running_loop())
+    try:
+        await link.start()
+        await until(replicas, lambda: replicas.peers)
+        for _ in range(5):
+            usage.request("full", "full", "eco", "ok", 1000)
+            replicas.poll(3.0, None, ["rapl"])
+            await asyncio.sleep(0.02)
+        replicas.receive()
+        replicas.read_records()
+        assert replicas.answered == {usage.instance}
+        account = books.replica(usage.instance)
+        assert account.newest is not None
+        assert account.newest.cpu_ns == 5000
+        assert len(decoded) == 1
+    finally:
+        await link.close()
+        replicas.close()
+
+
+async def test_what_a_replica_said_last_is_read_before_it_is_let_go(tmp_path: Path) -> None:
+    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    replicas, usage = asked(tmp_path, books), Usage("intents")
+    link = NodeLink(tmp_path, usage)
+    replicas.open(asyncio.get_running_loop())
+    try:
+        await link.start()
+        await until(replicas, lambda: replicas.peers)
+        usage.request("full", "full", "eco", "ok", 7000)
+        replicas.poll(3.0, None, ["rapl"])
+        await asyncio.sleep(0.05)
+        replicas.bury_dead(lambda pid, started: False)
+        assert replicas.peers == {}
+        account = books.replica(usage.instance)
+        assert account.gone
+        assert account.newest is not None
+        assert account.newest.cpu_ns == 7000
+    finally:
+        await link.close()
+        replicas.close()
+
+
+async def test_who_sent_a_record_that_cannot_be_read_did_not_answer(tmp_path: Path) -> None:
+    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    replicas = asked(tmp_path, books)
+    replicas.open(asyncio.get_running_loop())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as broken:
+            broken.bind(str(tmp_path / "r-broken.sock"))
+            broken.settimeout(5)
+            hello = {"v": wire.VERSION, "t": "hello", "id": "broken", "pid": os.getpid(), "started": 1}
+            broken.sendto(wire.pack(hello), wire.socket_path(tmp_path))
+            await until(replicas, lambda: replicas.peers)
+            replicas.poll(3.0, None, ["rapl"])
+            poll, asker = broken.recvfrom(wire.MAX_DATAGRAM_BYTES)
+            report = {"v": wire.VERSION, "t": "report", "id": "broken", "n": wire.unpack(poll)["n"], "snap": b"\xc1"}
+            broken.sendto(wire.pack(report), asker)
+        replicas.receive()
+        assert replicas.answered == {"broken"}
+        replicas.read_records()
+        assert (replicas.answered, replicas.waiting) == (set(), {"broken"})
+        assert books.totals.bad_records == 1
+    finally:
         replicas.close()
 
 

@@ -16,7 +16,7 @@ from energy.idle import IdleModel
 from energy.ledger import Account, Ledger
 from energy.meter import Delta, Meter, Tick
 from energy.sources.fake import FakeSource
-from server.node.settle import MAX_TICKS, MachineTick, Settlement
+from server.node.settle import MAX_TRIES, MachineTick, Settlement
 from server.node.totals import ServingTotals
 from server.node.wire import RequestKey, Snapshot, decode_snapshot
 from server.usage import Usage
@@ -34,15 +34,17 @@ class Metered(Settlement):
 
     drawn_uj = 0
 
-    def tick(self, tick: MachineTick, answered: set[str], grams_per_kwh: float | None) -> bool:
+    def add(self, tick: MachineTick) -> None:
         self.drawn_uj += sum(delta.energy_uj for delta in tick.meters.deltas)
-        meters = replace(tick.meters, total_uj={CPU: self.drawn_uj})
-        return super().tick(replace(tick, meters=meters), answered, grams_per_kwh)
+        super().add(replace(tick, meters=replace(tick.meters, total_uj={CPU: self.drawn_uj})))
+
+    def tick(self, tick: MachineTick, answered: set[str], grams_per_kwh: float | None) -> bool:
+        """A tick that is settled by itself if it can be."""
+        self.add(tick)
+        return self.settle(answered, grams_per_kwh)
 
 
-def settlement(
-    ledger: Ledger | None = None, totals: ServingTotals | None = None, rate: float | None = RATE
-) -> Settlement:
+def settlement(ledger: Ledger | None = None, totals: ServingTotals | None = None, rate: float | None = RATE) -> Metered:
     return Metered(ledger or Ledger(), totals or ServingTotals(), IdleModel.fresh(FAMILY), rate)
 
 
@@ -63,7 +65,7 @@ def work(usage: Usage, cpu_seconds: float, count: int = 1) -> None:
         usage.request(*KEY, round(cpu_seconds * SECOND / count))
 
 
-def joined(books: Settlement, usage: Usage) -> None:
+def joined(books: Metered, usage: Usage) -> None:
     """A replica that said hello and was polled once, so that its past is settled."""
     books.replica(usage.instance).receive(snapshot(usage))
     books.tick(machine(0, 0), set(books.replicas), None)
@@ -100,12 +102,39 @@ def test_a_lost_datagram_only_makes_the_window_longer() -> None:
     assert books.pending_uj == 0
 
 
+def test_ticks_that_are_settled_together_owe_what_they_would_owe_one_by_one() -> None:
+    """A formula that is linear in CPU time: how long a window is makes no difference."""
+    together, apart, usage = settlement(), settlement(), Usage("intents")
+    for books in (together, apart):
+        joined(books, usage)
+    for _ in range(5):
+        work(usage, 0.25)
+        for books in (together, apart):
+            books.replica(usage.instance).receive(snapshot(usage))
+            books.add(machine(0.75, 0.5, {usage.instance: 0.25}))
+        assert apart.settle({usage.instance}, 100.0)
+        assert together.open_ticks > 0
+    assert together.pending_uj == 5 * 3_500_000
+    assert together.settle({usage.instance}, 100.0)
+    assert attributed_joules(together) == attributed_joules(apart) == 2.5
+    assert together.ledger.conservation() == apart.ledger.conservation()
+    assert together.totals == apart.totals
+
+
+def test_a_window_that_is_tried_again_at_the_same_tick_makes_nobody_late() -> None:
+    books, usage = settlement(), Usage("intents")
+    joined(books, usage)
+    books.add(machine(1, 1, {usage.instance: 1}))
+    assert not any(books.settle(set(), None) for _ in range(2 * MAX_TRIES))
+    assert books.totals.late_records == 0
+
+
 def test_a_late_replicas_joules_go_to_other_and_are_not_claimed_again_when_it_returns() -> None:
     books, usage = settlement(), Usage("intents")
     joined(books, usage)
     work(usage, 3.0, count=30)
-    for number in range(MAX_TICKS):
-        assert books.tick(machine(1, 1, {usage.instance: 1}), set(), None) == (number == MAX_TICKS - 1)
+    for number in range(MAX_TRIES):
+        assert books.tick(machine(1, 1, {usage.instance: 1}), set(), None) == (number == MAX_TRIES - 1)
     assert books.totals.late_records == 1
     assert books.ledger.other_uj[LATE_RECORD] == 6_000_000
     assert attributed_joules(books) == 0
@@ -122,7 +151,7 @@ def test_one_late_replica_does_not_take_the_others_records_away() -> None:
     books, quick, late = settlement(), Usage("intents"), Usage("intents")
     joined(books, quick)
     joined(books, late)
-    for _ in range(MAX_TICKS):
+    for _ in range(MAX_TRIES):
         work(quick, 0.5)
         books.replica(quick.instance).receive(snapshot(quick))
         books.tick(machine(1, 1, {quick.instance: 0.5, late.instance: 0.5}), {quick.instance}, None)
@@ -258,7 +287,8 @@ def test_a_difference_that_is_lost_or_booked_twice_between_meter_and_books_shows
         source.add(CPU, joules)
         tick = MachineTick(meter.tick(), SECOND, 2 * SECOND, 0, {})
         for _ in range(repeat):
-            books.tick(tick, set(), None)
+            books.add(tick)
+            books.settle(set(), None)
     law = books.ledger.conservation(books.pending_uj)
     assert (law.measured_uj, law.error_ratio) == (20_000_000, error)
 
@@ -270,6 +300,21 @@ def test_the_rate_is_learned_from_counters_where_no_formula_gives_it() -> None:
         books.tick(machine(1.5, 1.0), set(), None)
     assert books.joules_per_cpu_second is not None
     assert abs(books.joules_per_cpu_second - RATE) < 1e-6
+
+
+def test_the_rate_follows_the_machine_as_fast_however_long_windows_are() -> None:
+    found = []
+    for window in (1, 5):
+        books = settlement(rate=None)
+        for number in range(105):
+            tick = machine(1.0, 1.0)
+            dynamic_uj = 2_000_000 if number < 100 else 4_000_000
+            delta = Delta(CPU, 2_000_000 + dynamic_uj, SECOND, 2_000_000)
+            books.add(replace(tick, meters=Tick((delta,), (), {})))
+            if number % window == window - 1:
+                books.settle(set(), None)
+        found.append(books.joules_per_cpu_second)
+    assert found == [pytest.approx(2.82, rel=0.02)] * 2
 
 
 def test_avoided_cpu_time_becomes_joules_apart_from_the_rest() -> None:
@@ -286,7 +331,7 @@ def test_avoided_cpu_time_becomes_joules_apart_from_the_rest() -> None:
 class World:
     """Replicas and a node under whatever happens to them."""
 
-    books: Settlement = field(default_factory=settlement)
+    books: Metered = field(default_factory=settlement)
     living: list[Usage] = field(default_factory=list)
     sent: int = 0
 
@@ -306,9 +351,10 @@ class World:
         ]
 
 
+CHANGES = ("join", "kill", "leave", "restart node", "work")
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["tick", "tick", "tick", "silent tick", "join", "kill", "leave", "restart node", "work"]),
+        st.sampled_from(["tick", "tick", "silent tick", "unsettled tick", *CHANGES]),
         st.integers(0, 3),
         st.floats(0, 2),
     ),
@@ -353,14 +399,16 @@ def happen(world: World, event: str, which: int, amount: float) -> None:
         world.books = fresh
         for living in world.living:
             fresh.replica(living.instance)
-    elif event in ("tick", "silent tick"):
+    elif event in ("tick", "silent tick", "unsettled tick"):
         answered = set()
         for number, living in enumerate(world.living):
-            if event == "tick" or number != which:
+            if event != "silent tick" or number != which:
                 books.replica(living.instance).receive(snapshot(living))
                 answered.add(living.instance)
         spent = {living.instance: amount / 5 for living in world.living}
-        books.tick(machine(amount, min(amount, sum(spent.values())), spent), answered, 100.0)
+        books.add(machine(amount, min(amount, sum(spent.values())), spent))
+        if event != "unsettled tick":
+            books.settle(answered, 100.0)
 
 
 def test_replies_learn_how_many_loaded_joules_stand_behind_a_dynamic_one() -> None:
