@@ -191,8 +191,6 @@ class NodeService:
             if self._is_due(self._open_ticks):
                 self._settle()
                 if now >= self._persist_at:
-                    # Half a tick less: timers are never on time to the microsecond, and the next turn is ticks away.
-                    self._persist_at = now + self._settings.persist_seconds - self._settings.tick_seconds / 2
                     self._persist(durable=False)
             if not self._open_ticks:
                 self._look_at_grid()
@@ -276,6 +274,8 @@ class NodeService:
     def _persist(self, *, durable: bool) -> None:
         if not self._dirty:
             return
+        # Half a tick less: timers are never on time to the microsecond, and the next turn is ticks away.
+        self._persist_at = self._loop.time() + self._settings.persist_seconds - self._settings.tick_seconds / 2
         state = self._state
         kept = node_state.NodeState(
             ledger=state.ledger,
