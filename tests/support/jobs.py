@@ -84,9 +84,9 @@ async def work_off(
     desk: JobDesk, joules: float | None = 1.0, most: int = 10_000, wait_s: float = 1.0,
     seen: Callable[[Lease], None] = lambda lease: None,
 ) -> int:  # fmt: skip
-    """Compute leases until there are none for a moment; returns how many texts that were."""
+    """Compute leases until no job is open or there are none for a moment; returns how many texts that were."""
     count = 0
-    while count < most and (lease := await desk.take(wait_s)) is not None:
+    while count < most and desk._schedule.jobs and (lease := await desk.take(wait_s)) is not None:
         seen(lease)
         count += len(lease.texts)
         await desk.give(lease.id, lease.job, computed(lease), joules)
