@@ -23,6 +23,7 @@ import httpx
 
 from loadtest.client import Question, percentile
 from loadtest.demo_tables import read_metrics
+from loadtest.http import HTTP
 from loadtest.open_loop import Outcome, encode, offer
 from loadtest.served import Served
 from loadtest.standing import (
@@ -67,7 +68,7 @@ class Place:
 
 def info(served: Served) -> dict[str, object]:
     """`/info`."""
-    found: dict[str, object] = httpx.get(f"{served.url}/info", timeout=30).json()
+    found: dict[str, object] = HTTP.get(f"{served.url}/info", timeout=30).json()
     return found
 
 
@@ -356,7 +357,7 @@ def leaving(served: Served, questions: Sequence[Question], *, leavers: int) -> l
         answered = 0
         for attempt in range(MOST_BUSY_REQUESTS):
             body = [[f"{long} {turn} {attempt} {number}"] for number in range(BUSY_TEXTS)]
-            reply = httpx.post(f"{served.url}/predict", json={"inputs": body, "truncate": True}, timeout=60)
+            reply = HTTP.post(f"{served.url}/predict", json={"inputs": body, "truncate": True}, timeout=60)
             answered += BUSY_TEXTS if reply.status_code == 200 else 0
             if left.is_set():
                 break

@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from rich import box
 from rich.table import Table
 
 from loadtest.client import Reply, Run, percentile
+from loadtest.http import HTTP
 
 Labels = frozenset[tuple[str, str]]
 JOULES_PER_KWH = 3.6e6
@@ -39,7 +39,7 @@ class Reading:
 
 def read_metrics(metrics_url: str) -> Reading:
     """Scrape the node process. Raises httpx.HTTPError, or ValueError if what answers is none."""
-    text = httpx.get(f"{metrics_url}/metrics", timeout=10).raise_for_status().text
+    text = HTTP.get(f"{metrics_url}/metrics", timeout=10).raise_for_status().text
     samples = {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)

@@ -32,6 +32,7 @@ from energy.grid.replay import Recording, read_recording
 from energy.grid.signal import parse_utc
 from loadtest.demo_family import FAMILY, compile_demo_family
 from loadtest.demo_tables import read_metrics
+from loadtest.http import HTTP
 from loadtest.served import free_port, interruptible
 from loadtest.standing import Figure, at_least, at_most, show
 from loadtest.texts import read_questions
@@ -98,7 +99,7 @@ class Server:
         ends = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < ends and self.process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
+                if HTTP.get(f"{self.url}/health", timeout=2).status_code == 200:
                     return
             time.sleep(0.05)
         raise RuntimeError(f"the server did not come up; see {log}:\n{log.read_text()[-2000:]}")

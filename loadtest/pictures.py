@@ -21,6 +21,7 @@ from loadtest.board_picture import Span, draw
 from loadtest.client import closed_loop
 from loadtest.demo import settings_of
 from loadtest.demo_family import compile_demo_family
+from loadtest.http import HTTP
 from loadtest.served import Served, free_port, serve
 from loadtest.texts import classes, popular, read_questions
 
@@ -76,7 +77,7 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"http://{address}/-/ready", timeout=2).status_code == 200:
+                if HTTP.get(f"http://{address}/-/ready", timeout=2).status_code == 200:
                     break
             time.sleep(0.2)
         else:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import httpx
 
+from loadtest.http import HTTP
+
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 120.0
 
@@ -36,7 +38,7 @@ class Served:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
+                if HTTP.get(f"{self.url}/health", timeout=2).status_code == 200:
                     return
             time.sleep(0.2)
         raise RuntimeError(f"the server did not come up; the end of {self.log}:\n{self.tail()}")

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
+from loadtest.http import HTTP
 from loadtest.pictures import MOST_BYTES, prometheus
 from loadtest.served import free_port, serve
 from models.store import Store
@@ -165,7 +165,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
 def _wait_for_the_meter(url: str) -> None:
     """A meter's first reading is a baseline: the energy series begin a second or two after the server."""
     deadline = time.monotonic() + 30
-    while "jouleserve_energy_joules_total{" not in httpx.get(url).text:
+    while "jouleserve_energy_joules_total{" not in HTTP.get(url).text:
         assert time.monotonic() < deadline, "the meter gave no reading"
         time.sleep(0.2)
 
@@ -174,7 +174,7 @@ def _wait_for_two_scrapes(url: str) -> None:
     """What grew in an hour is known from the second scrape on that saw it grow."""
     deadline = time.monotonic() + 60
     query = {"query": "sum(increase(jouleserve_energy_joules_total[1h])) > 0"}
-    while not httpx.get(f"{url}/api/v1/query", params=query).json()["data"]["result"]:
+    while not HTTP.get(f"{url}/api/v1/query", params=query).json()["data"]["result"]:
         assert time.monotonic() < deadline, "Prometheus saw no joules"
         time.sleep(0.2)
 

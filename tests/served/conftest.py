@@ -11,13 +11,13 @@ from loadtest.served import Served, serve
 from models.store import Store
 from tests.support.tiny_family import publish_tiny_family
 
-POLL_S = 2.0
-DWELL_S = 24.0
-REPLAY_SPEED = 240.0  # an hour of the recording in 15 s
+POLL_S = 0.5
+DWELL_S = 8.0
+REPLAY_SPEED = 720.0  # an hour of the recording in 5 s
 # A clean hour and a dirty one in turn, for days: the dirty hour is shorter than the dwell, and however long the server
 # takes to start there are enough of both to come.
 GRID = "utc_time,grams_per_kwh\n" + "".join(
-    f"2025-01-{1 + hour // 24:02d}T{hour % 24:02d}:00:00Z,{500 if hour % 2 else 100}\n" for hour in range(96)
+    f"2025-01-{1 + hour // 24:02d}T{hour % 24:02d}:00:00Z,{500 if hour % 2 else 100}\n" for hour in range(16 * 24)
 )
 
 
@@ -31,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[Served]:
-    """The server; its grid is clean and dirty in turns of a quarter of a minute."""
+    """The server; its grid is clean and dirty in turns of five seconds."""
     folder = tmp_path_factory.mktemp("s")
     grid = Path(folder) / "grid.csv"
     grid.write_text(GRID)

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 import grpc
-import httpx
 import pytest
 
 from loadtest.chaos_cases import Place, wait_for
 from loadtest.client import Question
 from loadtest.demo_tables import read_metrics
+from loadtest.http import HTTP
 from loadtest.served import free_port
 from loadtest.standing import load, statuses
 from models.store import Store
@@ -93,7 +93,7 @@ def test_the_counts_of_both_machines_add_up_to_what_the_clients_asked(cluster: M
     assert sum(counts) == len(answers)
     assert all(count > 0 for count in counts)
     for machine in cluster.members:
-        books = httpx.get(f"{machine.metrics_url}/conservation", timeout=10).json()
+        books = HTTP.get(f"{machine.metrics_url}/conservation", timeout=10).json()
         assert books["attributed_joules"] > 0
         assert books["error_ratio"] <= 0.001
 
@@ -140,11 +140,11 @@ def _asked(metrics_url: str, point: str) -> float:
 
 def test_jobs_are_kept_by_the_conductor_and_asked_for_at_any_replica(cluster: Machines) -> None:
     body = {"inputs": [["refund"]] * 40, "within_s": 600}
-    made = httpx.post(f"{cluster.url}/jobs", json=body, timeout=20)
+    made = HTTP.post(f"{cluster.url}/jobs", json=body, timeout=20)
     assert made.status_code == 201
     place = f"{cluster.url}/jobs/{made.json()['id']}"
-    wait_for(lambda: httpx.get(place, timeout=20).json()["state"] == "done", 30, "the job is done")
-    results = httpx.get(f"{place}/results", timeout=20).json()["results"]
+    wait_for(lambda: HTTP.get(place, timeout=20).json()["state"] == "done", 30, "the job is done")
+    results = HTTP.get(f"{place}/results", timeout=20).json()["results"]
     assert {one["predictions"][0]["label"] for one in results} == {"refund"}
 
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
+from loadtest.http import HTTP
 from loadtest.served import Served, serve
 from models.store import Store
 from tests.support.browser import PHONE, Tab, chromium
@@ -48,7 +48,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Ser
 
 def ask(edge: Served, texts: int) -> None:
     for n in range(texts):
-        reply = httpx.post(f"{edge.url}/predict", json={"inputs": f"refund w{n % 50} w{n // 50}"})
+        reply = HTTP.post(f"{edge.url}/predict", json={"inputs": f"refund w{n % 50} w{n // 50}"})
         assert reply.status_code == 200
 
 
@@ -137,13 +137,13 @@ def unlocked(browser: Any, edge: Served) -> Tab:
 
 
 def in_force(edge: Served) -> dict[str, Any]:
-    tunables: dict[str, Any] = httpx.get(f"{edge.url}/info").json()["tunables"]
+    tunables: dict[str, Any] = HTTP.get(f"{edge.url}/info").json()["tunables"]
     return tunables
 
 
 def on_record(edge: Served) -> int:
     """The version that was tuned last; replicas follow it a moment later."""
-    told = httpx.get(f"{edge.url}/admin/tuning", headers={"Authorization": f"Bearer {KEY}"})
+    told = HTTP.get(f"{edge.url}/admin/tuning", headers={"Authorization": f"Bearer {KEY}"})
     version: int = told.raise_for_status().json()["version"]
     return version
 

@@ -7,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
+from loadtest.http import HTTP
 from loadtest.served import serve
 from models.store import Store
 from tests.support.tiny_family import publish_tiny_family
@@ -24,7 +24,7 @@ def test_one_process_answers_accounts_is_tuned_and_stops(tmp_path: Path) -> None
     place = {"model.store": store.root, "model.family": "tiny"}
     with serve(tmp_path, place, edge=True) as served:
         process = psutil.Process(served.process.pid)
-        reply = httpx.post(f"{served.url}/predict", json={"inputs": "where is my parcel"})
+        reply = HTTP.post(f"{served.url}/predict", json={"inputs": "where is my parcel"})
         assert reply.json()[0]["label"] == "parcel"
         assert process.children() == []
         mapped = {Path(mapping.path).name for mapping in process.memory_maps()}
@@ -35,10 +35,10 @@ def test_one_process_answers_accounts_is_tuned_and_stops(tmp_path: Path) -> None
         tuned = subprocess.run(tune, capture_output=True, text=True, timeout=60)
         assert tuned.returncode == 0, tuned.stderr
         deadline = time.monotonic() + 20
-        while httpx.get(f"{served.url}/info").json()["max_batch_requests"] != 3:
+        while HTTP.get(f"{served.url}/info").json()["max_batch_requests"] != 3:
             assert time.monotonic() < deadline, "the change was not taken"
             time.sleep(0.1)
-        books = httpx.get(f"{served.metrics_url}/conservation").json()
+        books = HTTP.get(f"{served.metrics_url}/conservation").json()
         assert books["attributed_joules"] > 0
         assert books["error_ratio"] <= 0.001
     assert served.process.returncode == 0

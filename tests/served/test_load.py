@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from loadtest.http import HTTP
 from loadtest.served import Served, free_port, serve
 from models.store import Store
 from tests.support.browser import PHONE, Tab, chromium
@@ -151,10 +152,10 @@ def test_locusts_own_page_starts_a_run_that_is_reported(edge: tuple[Served, int,
             command(edge, tmp_path / "w", "--web", str(port)), stdout=log, stderr=log, start_new_session=True
         )
     try:
-        wait_until(lambda: httpx.get(page).status_code == 200)
-        assert httpx.post(f"{page}/swarm", data={"user_count": 1, "spawn_rate": 1}).json()["success"] is True
+        wait_until(lambda: HTTP.get(page).status_code == 200)
+        assert HTTP.post(f"{page}/swarm", data={"user_count": 1, "spawn_rate": 1}).json()["success"] is True
         wait_until(lambda: (tmp_path / "w" / "report.md").exists())
-        requests = httpx.get(f"{page}/stats/requests").json()
+        requests = HTTP.get(f"{page}/stats/requests").json()
     finally:
         process.send_signal(signal.SIGINT)
         code = process.wait(30)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
+from loadtest.http import HTTP
 from loadtest.served import Served, serve
 from models.store import Store
 from tests.served.sockets import beyond_loopback, is_loopback, listeners
@@ -24,7 +24,7 @@ def place(folder: Path, scale: float) -> dict[str, object]:
 
 
 def version_and_label(served: Served) -> tuple[str, str]:
-    reply = httpx.post(f"{served.url}/predict", json={"inputs": "my refund"}, timeout=20)
+    reply = HTTP.post(f"{served.url}/predict", json={"inputs": "my refund"}, timeout=20)
     assert reply.status_code == 200
     return reply.headers["x-jouleserve-version"], reply.json()[0]["label"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from loadtest.http import HTTP
 from loadtest.served import serve
 from models.store import Store
 from tests.support.tiny_family import publish_tiny_family
@@ -68,8 +69,8 @@ def test_keys_are_asked_for_changed_and_never_told(tmp_path: Path) -> None:
         write_keys(keys, f"ali: {IN_THE_CLEAR}")
         assert within(10, lambda: ask(NEW) == 200 and "api_keys_refused" in served.log.read_text())
         refused = 'outcome="refused"'
-        assert within(10, lambda: refused in httpx.get(f"{served.metrics_url}/metrics").text)
-        exposed = httpx.get(f"{served.metrics_url}/metrics").text
+        assert within(10, lambda: refused in HTTP.get(f"{served.metrics_url}/metrics").text)
+        exposed = HTTP.get(f"{served.metrics_url}/metrics").text
     written = served.log.read_text() + exposed
     written += "".join(path.read_text(errors="replace") for path in run_dir.rglob("*") if path.is_file())
     assert "line 1" in written

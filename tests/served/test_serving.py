@@ -26,6 +26,7 @@ import pytest
 
 from loadtest.client import Question, Run, closed_loop
 from loadtest.demo_tables import read_metrics
+from loadtest.http import HTTP
 from loadtest.served import Served
 from models.store import Store
 from tests.served.conftest import DWELL_S, POLL_S
@@ -38,7 +39,7 @@ QUESTIONS = [Question(f"refund w{n % 50} w{n // 50}", label="refund") for n in r
 
 
 def ask(server: Served, text: str, quality: str = "standard") -> httpx.Response:
-    return httpx.post(f"{server.url}/predict", json={"inputs": text}, headers={"X-Quality": quality}, timeout=10)
+    return HTTP.post(f"{server.url}/predict", json={"inputs": text}, headers={"X-Quality": quality}, timeout=10)
 
 
 def jouleserve(server: Served, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +51,7 @@ def jouleserve(server: Served, *arguments: str) -> subprocess.CompletedProcess[s
 
 
 def info(server: Served) -> httpx.Response:
-    return httpx.get(f"{server.url}/info", timeout=30)
+    return HTTP.get(f"{server.url}/info", timeout=30)
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
@@ -92,21 +93,21 @@ def attributed(server: Served) -> float:
 
 def test_a_job_is_computed_by_a_replica_and_counted(server: Served) -> None:
     body = {"inputs": [["where is my parcel"], ["my card"]], "within_s": 600}
-    made = httpx.post(f"{server.url}/jobs", json=body, headers={"Idempotency-Key": "one"}, timeout=20)
+    made = HTTP.post(f"{server.url}/jobs", json=body, headers={"Idempotency-Key": "one"}, timeout=20)
     assert made.status_code == 201
     place = f"{server.url}{made.headers['location']}"
-    wait_for(lambda: httpx.get(place, timeout=20).json()["state"] == "done", 30, "the job is done")
-    results = httpx.get(f"{place}/results", timeout=20).json()["results"]
+    wait_for(lambda: HTTP.get(place, timeout=20).json()["state"] == "done", 30, "the job is done")
+    results = HTTP.get(f"{place}/results", timeout=20).json()["results"]
     assert [one["predictions"][0]["label"] for one in results] == ["parcel", "card"]
     wait_for(
         lambda: read_metrics(server.metrics_url).total("jouleserve_jobs_texts_total") == 2, 20, "the texts are counted"
     )
-    again = httpx.post(f"{server.url}/jobs", json=body, headers={"Idempotency-Key": "one"}, timeout=20)
+    again = HTTP.post(f"{server.url}/jobs", json=body, headers={"Idempotency-Key": "one"}, timeout=20)
     assert (again.status_code, again.json()["id"]) == (200, made.json()["id"])
 
 
 def test_a_dirty_hour_moves_standard_requests_for_the_dwell_time_and_no_strict_one(server: Served) -> None:
-    """The recording alternates; a dirty hour (15 s) is shorter than the dwell (24 s), so that the dwell shows."""
+    """The recording alternates; a dirty hour (5 s) is shorter than the dwell (8 s), so that the dwell shows."""
     grid_file = server.log.parent / "run" / "grid.json"
     wait_for(grid_file.exists, 10, "the first look at the grid")
     seen: list[tuple[float, float, dict[str, httpx.Response]]] = []
@@ -115,7 +116,7 @@ def test_a_dirty_hour_moves_standard_requests_for_the_dwell_time_and_no_strict_o
         grams = json.loads(grid_file.read_text())["grams_per_kwh"]
         replies = {quality: ask(server, "my refund", quality) for quality in ("strict", "standard", "eco")}
         seen.append((time.monotonic(), grams or 0.0, replies))
-        time.sleep(0.2)
+        time.sleep(0.1)
     assert {_point(replies["strict"]) for _, _, replies in seen} == {"full"}
     assert {_point(replies["eco"]) for _, _, replies in seen} == {"nano"}
     assert {replies["strict"].headers["x-jouleserve-reason"] for _, _, replies in seen} == {"strict"}
@@ -157,7 +158,7 @@ def test_an_answer_names_its_joules_and_their_source(server: Served) -> None:
 
 
 def test_the_console_is_served_by_a_replica_with_the_figures_of_its_node(server: Served) -> None:
-    page = httpx.get(f"{server.url}/console", timeout=30)
+    page = HTTP.get(f"{server.url}/console", timeout=30)
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
     wait_for(lambda: bool((_console(server)["grid"] or {}).get("changes")), 10, "the first decision is told")
     told = _console(server)
@@ -166,7 +167,7 @@ def test_the_console_is_served_by_a_replica_with_the_figures_of_its_node(server:
 
 
 def _console(server: Served) -> dict[str, Any]:
-    told: dict[str, Any] = httpx.get(f"{server.url}/console/data", timeout=10).json()
+    told: dict[str, Any] = HTTP.get(f"{server.url}/console/data", timeout=10).json()
     return told
 
 

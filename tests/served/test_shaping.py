@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from loadtest.demo_tables import Reading, read_metrics
+from loadtest.http import HTTP
 from loadtest.served import Served, serve
 from models.store import Store
 from tests.served.conftest import GRID
@@ -266,7 +267,7 @@ def test_strict_is_never_degraded_while_replicas_die_and_start(tmp_path: Path, s
 def pid_of(served: Served) -> int:
     """Of the replica that answers; 0 while none does."""
     with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
-        return int(httpx.get(f"{served.url}/info", timeout=5).json()["pid"])
+        return int(HTTP.get(f"{served.url}/info", timeout=5).json()["pid"])
     return 0
 
 

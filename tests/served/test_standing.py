@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from loadtest import chaos_cases as cases
 from loadtest.client import Question
+from loadtest.http import HTTP
 from loadtest.open_loop import offer
 from loadtest.served import Served, serve
 from loadtest.standing import Counters, Figure, statuses
@@ -74,14 +74,14 @@ def missed(figures: list[Figure]) -> list[Figure]:
 
 
 def test_a_server_that_is_alive_and_ready_says_both(served: Served) -> None:
-    assert httpx.get(f"{served.url}/live").status_code == 200
-    assert httpx.get(f"{served.url}/health").status_code == 200
-    assert {"/live", "/health"} <= httpx.get(f"{served.url}/openapi.json").json()["paths"].keys()
+    assert HTTP.get(f"{served.url}/live").status_code == 200
+    assert HTTP.get(f"{served.url}/health").status_code == 200
+    assert {"/live", "/health"} <= HTTP.get(f"{served.url}/openapi.json").json()["paths"].keys()
 
 
 def test_the_start_is_told_in_cpu_seconds_and_joules(served: Served) -> None:
     def told() -> dict[str, float | None]:
-        figures: dict[str, float | None] = httpx.get(f"{served.metrics_url}/healthz").json()
+        figures: dict[str, float | None] = HTTP.get(f"{served.metrics_url}/healthz").json()
         return figures
 
     cases.wait_for(lambda: told()["startup_joules"] is not None, 20, "the node has seen the replica")
@@ -91,7 +91,7 @@ def test_the_start_is_told_in_cpu_seconds_and_joules(served: Served) -> None:
     assert 0.1 < cpu_seconds < 600
     assert joules is not None
     assert joules > 0
-    shown = httpx.get(f"{served.metrics_url}/metrics").text
+    shown = HTTP.get(f"{served.metrics_url}/metrics").text
     assert f"jouleserve_startup_cpu_seconds {cpu_seconds}" in shown
     assert f"jouleserve_startup_joules {joules}" in shown
     cases.wait_for(lambda: "the start took" in served.log.read_text(), 20, "the line about the start")

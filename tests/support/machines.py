@@ -23,6 +23,7 @@ import httpx
 import psutil
 import yaml
 
+from loadtest.http import HTTP
 from loadtest.served import free_port
 from server.lean import InnerPorts, lean_environment, write_haproxy_wrapper
 
@@ -154,7 +155,7 @@ def _start_machine(cluster: Machines, number: int, cpus: int) -> Machine:
 
 
 def _healthy(machine: Machine) -> bool:
-    return httpx.get(f"{machine.metrics_url}/healthz", timeout=2).status_code == 200
+    return HTTP.get(f"{machine.metrics_url}/healthz", timeout=2).status_code == 200
 
 
 def _answers(dashboard: httpx.Client) -> bool:

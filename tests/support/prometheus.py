@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from loadtest.http import HTTP
+
 PATIENCE_S = 30.0
 
 needs_prometheus = pytest.mark.skipif(
@@ -37,18 +39,19 @@ def prometheus_of(folder: Path, exposition: str) -> Iterator[str]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(server, url)
+        wait_ready(server, url)
         yield url
     finally:
         server.terminate()
         server.wait(PATIENCE_S)
 
 
-def _wait(server: subprocess.Popen[bytes], url: str) -> None:
+def wait_ready(server: subprocess.Popen[bytes], url: str) -> None:
+    """Until it answers queries."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            if httpx.get(f"{url}/-/ready", timeout=1).status_code == 200:
+            if HTTP.get(f"{url}/-/ready", timeout=1).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
