@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -16,19 +16,24 @@ import pytest
 
 from loadtest.bench.__main__ import main
 from loadtest.bench.crew import Crew, until
+from loadtest.bench.plan import QUICK
 from loadtest.bench.workloads import model_files
 from loadtest.peers.contestant import DidNotStart, Peer, Running, Wire, tei_body
 from loadtest.peers.model import Encoder, ModelFiles
 from models.store import Version
 
 WIRE = Wire("/predict", tei_body)
+BRIEF = replace(
+    QUICK, slice_seconds=0.5, warm_seconds=0.2, floor_texts=100, rate_seconds=1.0, idle_seconds=1.0, cache_texts=200
+)
 FILES = ModelFiles("a.onnx", "t.json", ("x", "y"), 0, 64, Encoder(10, 20, 384, 1536, 6))
 
 
 @pytest.mark.served
 def test_a_quick_run_against_edge_mode_measures_judges_and_draws(
-    tiny_version: Version, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_version: Version, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("loadtest.bench.__main__.QUICK", BRIEF)
     words = ["card", "refund", "parcel", "please", "my", "where", *(f"w{number}" for number in range(50))]
     (tmp_path / "texts.txt").write_text("".join(f"{one} {other}\n" for one in words for other in words))
     store, folder = tiny_version.path.parent.parent, tmp_path / "bench"

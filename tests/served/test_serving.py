@@ -27,9 +27,10 @@ import pytest
 from loadtest.client import Question, Run, closed_loop
 from loadtest.demo_tables import read_metrics
 from loadtest.http import HTTP
-from loadtest.served import Served
+from loadtest.served import Served, serve
 from models.store import Store
 from tests.served.conftest import DWELL_S, POLL_S
+from tests.served.sockets import beyond_loopback, listeners
 from tests.support.tiny_family import publish_tiny_family
 
 pytestmark = pytest.mark.served
@@ -250,6 +251,43 @@ def _answers(server: Served) -> bool:
         return ask(server, "my refund").status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def test_servers_on_one_machine_listen_on_loopback_alone_and_do_not_collide(server: Served, tmp_path: Path) -> None:
+    """Two behind Ray Serve and one in edge mode at once: every socket of every process of theirs is looked at, and
+    each answers with its own version. One of them stops, and the others do not notice."""
+    with serve(tmp_path / "edge", place(tmp_path / "e", 3.0), edge=True) as edge:
+        with serve(tmp_path / "two", place(tmp_path / "t", 5.0)) as two:
+            for served in (edge, server, two):
+                pid = served.process.pid
+                assert len(listeners(pid)) >= (2 if served is edge else 10), "the look at the sockets sees too few"
+                assert beyond_loopback(pid) == set()
+            versions = {version_and_label(served) for served in (edge, server, two)}
+            assert len(versions) == 3
+            pids = [{child.pid for child in _tree(served)} for served in (edge, server, two)]
+            assert sum(map(len, pids)) == len(set.union(*pids))
+            second = version_and_label(two)
+        assert two.process.returncode == 0
+        assert {version_and_label(edge), version_and_label(server), second} == versions
+    assert edge.process.returncode == 0
+
+
+def place(folder: Path, scale: float) -> dict[str, object]:
+    """A store with a version of its own."""
+    store = Store(folder / "store")
+    publish_tiny_family(store, scale=scale)
+    return {"model.store": store.root, "model.family": "tiny", "cache.enabled": "false"}
+
+
+def version_and_label(served: Served) -> tuple[str, str]:
+    reply = ask(served, "my refund", "strict")
+    assert reply.status_code == 200
+    return reply.headers["x-jouleserve-version"], reply.json()[0]["label"]
+
+
+def _tree(served: Served) -> list[psutil.Process]:
+    root = psutil.Process(served.process.pid)
+    return [root, *root.children(recursive=True)]
 
 
 def test_the_books_balance_after_all_that(server: Served) -> None:

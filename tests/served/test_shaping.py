@@ -30,6 +30,7 @@ from tests.support.tiny_family import publish_tiny_family
 pytestmark = pytest.mark.served
 
 WAIT_S = 40.0
+FLAPPING_DWELL_S = 1.2
 REQUESTS = int(os.environ.get("STRICT_REQUESTS", "0"))
 """So many requests at least, with the kills and the new versions spread over them."""
 KILLS = max(2, REQUESTS // 5000)
@@ -200,7 +201,7 @@ def test_whatever_the_feed_does_every_request_is_answered_and_the_ladder_s_step_
         "shaping.dirty_above_grams_per_kwh": 250,
         "shaping.clean_below_grams_per_kwh": 200,
         "shaping.poll_period_s": 0.2,
-        "shaping.min_dwell_s": 2,
+        "shaping.min_dwell_s": FLAPPING_DWELL_S,
         "energy.source": "estimated",
     }
     with serve(tmp_path, settings, edge=True) as served, Asking(served, tries=1) as asking:
@@ -219,10 +220,10 @@ def test_whatever_the_feed_does_every_request_is_answered_and_the_ladder_s_step_
         feed.flapping = True
         before = read_metrics(served.metrics_url).total("jouleserve_dial_switches_total")
         began = time.monotonic()
-        time.sleep(6)
+        time.sleep(3 * FLAPPING_DWELL_S)
         spent_s = time.monotonic() - began
         after = read_metrics(served.metrics_url).total("jouleserve_dial_switches_total")
-        assert after - before <= 2 * (spent_s / 2 + 1)
+        assert after - before <= 2 * (spent_s / FLAPPING_DWELL_S + 1)
     assert len(asking.replies) > 50
     assert {status for _, status, _ in asking.replies} == {200}
     assert {point for quality, _, point in asking.replies if quality == "strict"} == {"full"}
