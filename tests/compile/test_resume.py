@@ -32,11 +32,12 @@ MEASURED = {
 CHOSEN_BY_MEASURE = {"points", "candidates"}
 
 # Imports once, then forks: a child is killed by itself when the pass under test has done 30 % of its work, or, where a
-# pass tells nothing while it works, when its files are written and only the gates are left.
+# pass tells nothing while it works, when its files are written and only the gates are left. The last one of the broken
+# line is the user's command; the unbroken one is made beside them.
 DRIVER = """
 import os, shutil, signal, sys
 from pathlib import Path
-import compile.line, compile.publish, compile.report
+import compile.cli, compile.line, compile.publish, compile.report
 from compile.pipeline import compile_recipe
 from compile.recipe import load_recipe
 from compile.runner import Silent
@@ -63,28 +64,38 @@ def die_in_publish():
         return real(source, target)
     models_store.shutil.copyfile = copyfile
 
-def attempt(folder, name):
+def begin(folder, name):
     child = os.fork()
     if child == 0:
         try:
+            store, work = Path(folder) / "store", Path(folder) / "work"
+            if name == "command":
+                sys.argv = ["jouleserve-compile", "run", recipe_path, "--store", str(store), "--work", str(work)]
+                compile.cli.main()
             if name == "publish":
                 die_in_publish()
-            store, work = models_store.Store(Path(folder) / "store"), Path(folder) / "work"
-            compile_recipe(load_recipe(Path(recipe_path)), store, work, Killer(name))
+            compile_recipe(load_recipe(Path(recipe_path)), models_store.Store(store), work, Killer(name))
+        except SystemExit as left:
+            os._exit(left.code or 0)
         except BaseException:
             import traceback
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
+    return child
+
+def end(child):
     status = os.waitpid(child, 0)[1]
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
-assert attempt(whole, "nothing") == 0
+unbroken = begin(whole, "nothing")
 for name in names:
-    code = attempt(broken, name)
+    code = end(begin(broken, name))
     assert code == -signal.SIGKILL, (name, code)
     assert not models_store.Store(Path(broken) / "store").families(), name
     print("killed in", name, flush=True)
+assert end(begin(broken, "command")) == 0
+assert end(unbroken) == 0
 """
 
 
@@ -134,12 +145,6 @@ def test_killed_in_every_pass_and_while_publishing_it_goes_on_and_ends_with_the_
     )  # fmt: skip
     assert killed.returncode == 0, killed.stdout + killed.stderr
     assert killed.stdout.count("killed in") == len(PASSES) + 1
-    command = [sys.executable, "-m", "compile.cli", "run", str(recipe)]
-    places = ["--store", str(broken / "store"), "--work", str(broken / "work")]
-    done = subprocess.run(
-        [*command, *places], capture_output=True, text=True, timeout=_WAIT_SECONDS, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
     one, other = (Store(folder / "store").open("tiny") for folder in (whole, broken))
     files = sorted(path.name for path in one.path.iterdir())
     assert sorted(path.name for path in other.path.iterdir()) == files
