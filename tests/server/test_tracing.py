@@ -316,7 +316,7 @@ async def test_spans_arrive_at_a_collector_that_speaks_otlp_over_http(family: Fa
     taken: list[tuple[str, bytes]] = []
     handler = type("Handler", (Collector,), {"taken": taken})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as collector:
-        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        threading.Thread(target=collector.serve_forever, args=(0.01,), daemon=True).start()
         tracer = open_tracer(f"http://127.0.0.1:{collector.server_address[1]}/")
         assert tracer is not None
         async with listening(family, tracer=tracer) as running, httpx.AsyncClient(base_url=running.url) as client:
