@@ -134,10 +134,13 @@ def test_settings_change_under_load_without_a_failure(served: Served, place: cas
 
 
 def test_no_counter_goes_back_and_the_series_stay_the_same_under_steady_load(served: Served) -> None:
+    """Those that begin with the first batch of a size are there when the load has settled."""
     counters = Counters(served.metrics_url)
     counters.read()
-    before = counters.series
     with cases.load(served, itertools.cycle(QUESTIONS), 4) as answers:
+        time.sleep(1.5)
+        counters.read()
+        before = counters.series
         for _ in range(3):
             time.sleep(0.5)
             counters.read()
