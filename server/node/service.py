@@ -229,6 +229,7 @@ class NodeService:
             self._settlement.add(tick)
         if self._settlement.open_ticks and not (patient and self._replicas.waiting):
             self._settlement.settle(self._replicas.answered, self._grams)
+            self._dirty = True  # also where its ticks were read for an earlier look, which left it open
             if self._recent.due(now := self._loop.time()):
                 self._recent.mark(now, self._conserved())
         if ticks:

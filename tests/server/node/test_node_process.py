@@ -313,6 +313,26 @@ def test_what_nobody_asks_for_is_settled_and_kept_all_the_same(tmp_path: Path) -
         eventually(kept, "the requests are in the file")
 
 
+def test_what_is_shown_of_a_window_that_waited_for_its_answer_outlives_a_kill(tmp_path: Path) -> None:
+    """It was left open by one look, and settled by the next with no tick in between."""
+    run_dir = tmp_path / "run"
+    with running(run_dir, 1, "--persist-seconds=3600", "--tick-seconds=1.5") as (node, (replica,)):
+        replica.answer(10)
+        eventually(lambda: answered(node) == 10, "all requests are counted")
+        replica.answer(5)
+        replica.process.send_signal(signal.SIGSTOP)
+        eventually(lambda: conservation(node.url)["pending_joules"] > 0, "a window is open")
+        replica.process.send_signal(signal.SIGCONT)
+        eventually(lambda: answered(node) == 15, "the window is settled")
+        before = counters(node)
+        node.kill()
+        heir = Node(run_dir)
+        try:
+            assert_nothing_went_back(before, heir)
+        finally:
+            assert heir.stop() == 0
+
+
 def test_joules_of_a_window_that_is_open_when_the_node_is_killed_stay_in_the_books(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with running(run_dir, 1, "--persist-seconds=3600", "--tick-seconds=0.5") as (node, (replica,)):
