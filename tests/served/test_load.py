@@ -25,7 +25,7 @@ from tests.support.tiny_family import publish_tiny_family
 pytestmark = pytest.mark.served
 
 TEXTS = "text,label\n" + "".join(f"{label} w{n},{label}\n" for n in range(50) for label in ("card", "refund", "parcel"))
-RATE, SECONDS = 40.0, 6.0
+RATE, SECONDS = 30.0, 10.0
 TICK_S = 0.2
 """Far below a part's second, so that every part in which something was answered has joules."""
 
