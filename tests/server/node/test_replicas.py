@@ -30,9 +30,13 @@ async def until(replicas: Replicas, holds: Callable[[], object]) -> None:
     raise AssertionError("not within 5 s")
 
 
+def fresh_books() -> Settlement:
+    return Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+
+
 @pytest.mark.parametrize("visible", [True, False])
 async def test_a_replica_that_left_is_still_known_to_be_visible_or_not(tmp_path: Path, visible: bool) -> None:
-    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    books = fresh_books()
     replicas = Replicas(tmp_path, books, lambda pid, started, with_parent: visible)
     usage = Usage("intents")
     link = NodeLink(tmp_path, usage)
@@ -52,7 +56,7 @@ async def test_a_replica_that_left_is_still_known_to_be_visible_or_not(tmp_path:
 
 
 async def test_a_replica_without_a_driver_brings_its_parent_along(tmp_path: Path) -> None:
-    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    books = fresh_books()
     adopted: set[tuple[int, bool]] = set()
 
     def adopt(pid: int, started: int, with_parent: bool) -> bool:
@@ -79,7 +83,7 @@ async def test_sockets_are_the_groups_where_the_folder_is(tmp_path: Path, folder
     folder = tmp_path / "run"
     folder.mkdir()
     folder.chmod(folder_mode)
-    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    books = fresh_books()
     replicas = Replicas(folder, books, lambda pid, started, with_parent: True)
     link = NodeLink(folder, Usage("intents"))
     replicas.open(asyncio.get_running_loop())
@@ -98,7 +102,7 @@ async def test_answers_of_a_few_wait_in_the_socket_and_those_of_many_are_taken_i
     tmp_path: Path, count: int, at_once: bool
 ) -> None:
     """A socket holds ten datagrams on many machines: more would be lost while nobody looks."""
-    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    books = fresh_books()
     replicas = Replicas(tmp_path, books, lambda pid, started, with_parent: True, patient=True)
     links = [NodeLink(tmp_path, Usage("intents")) for _ in range(count)]
     replicas.open(asyncio.get_running_loop())
@@ -130,7 +134,7 @@ def asked(folder: Path, books: Settlement) -> Replicas:
 async def test_of_several_answers_the_newest_counts_and_the_ones_before_are_not_even_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    books = fresh_books()
     replicas, usage = asked(tmp_path, books), Usage("intents")
     link, decoded = NodeLink(tmp_path, usage), list[bytes]()
     decode = wire.decode_snapshot
@@ -156,7 +160,7 @@ async def test_of_several_answers_the_newest_counts_and_the_ones_before_are_not_
 
 
 async def test_what_a_replica_said_last_is_read_before_it_is_let_go(tmp_path: Path) -> None:
-    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    books = fresh_books()
     replicas, usage = asked(tmp_path, books), Usage("intents")
     link = NodeLink(tmp_path, usage)
     replicas.open(asyncio.get_running_loop())
@@ -178,7 +182,7 @@ async def test_what_a_replica_said_last_is_read_before_it_is_let_go(tmp_path: Pa
 
 
 async def test_who_sent_a_record_that_cannot_be_read_did_not_answer(tmp_path: Path) -> None:
-    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    books = fresh_books()
     replicas = asked(tmp_path, books)
     replicas.open(asyncio.get_running_loop())
     try:
@@ -204,7 +208,7 @@ async def test_who_sent_a_record_that_cannot_be_read_did_not_answer(tmp_path: Pa
 async def test_each_kind_of_bad_datagram_is_told_of_once_a_minute_and_all_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    books = Settlement(Ledger(), ServingTotals(), IdleModel.fresh(CpuCoefficients("test", 1.0, 3.0, "none")), 2.0)
+    books = fresh_books()
     now_s = 0.0
     replicas = Replicas(tmp_path, books, lambda pid, started, with_parent: True, clock_s=lambda: now_s)
     replicas.open(asyncio.get_running_loop())
