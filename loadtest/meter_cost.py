@@ -1,13 +1,16 @@
 """What the meter itself costs: its share of a core, and the slowest percent of requests with and without it.
 
-    python -m loadtest.meter_cost [--minutes 10] [--slice 2] [--rate 200]
+    python -m loadtest.meter_cost [--minutes 15] [--rate 200]
 
 A real server under one steady load. For the share of a core the node process's CPU time is read from /proc, over a
-minute without scrapes and over one with a scrape every 15 seconds. Then it is stopped and let go on (SIGSTOP, SIGCONT)
-every two seconds, the order within a pair drawn by chance: whatever else the machine does meets both sides alike, and
-replicas do not notice so short a silence. A stopped node process reads no meters, polls no replicas, settles nothing.
-Requests belong to the slice that they were sent in. Given are the 99th percentiles of both sides and their ratio with a
+minute without scrapes and over one with a scrape every 15 seconds. Then it is stopped (SIGSTOP) but for 50 ms in one of
+every two slots of 1.2 s, the order within a pair drawn by chance. Its tick being overdue, it does it in these: it asks
+the replicas, reads the meters, and settles and persists what is due. Replicas do not notice so short a silence. Only
+requests under way in those 50 ms can be slower for it; they are held against those of the 50 ms in which it stayed
+stopped (see `loadtest.moments`). Given are percentiles with a tick every second and with none, and their ratio with a
 95 % bootstrap interval over the pairs.
+
+What a replica counts of each request (additions to a table, no waiting) is on both sides.
 """
 
 from __future__ import annotations
@@ -27,20 +30,21 @@ from typing import Any
 import httpx
 import uvloop
 
-from loadtest.client import percentile
 from loadtest.demo_family import compile_demo_family
+from loadtest.moments import Moment, percentiles, ratio, sort
 from loadtest.open_loop import OpenLoop
-from loadtest.pairs import Part, interval, paired, ratio_of
 from loadtest.served import Served, serve
 from loadtest.texts import read_questions
 from models.store import write_atomic
 
 TARGETS = {"share_of_a_core": 0.001, "p99_ratio": 0.01}
+SHARES = (0.5, 0.99)
 WARM_UP_S = 10.0
 SHARE_S = 60.0
 SCRAPE_S = 15.0
-EDGE_S = 0.02
-"""Requests sent so close to the end of a slice may be answered in the next one, and are left out."""
+SLOT_S = 1.2
+"""Ticks come once a second, so one is overdue by then; three of them are below the 5 s at which replicas notice."""
+GO_S = 0.05
 _NS = 1e9
 
 
@@ -60,20 +64,28 @@ async def share_of_a_core(pid: int, metrics_url: str | None) -> float:
     return (cpu_ns(pid) - before) / _NS / (time.perf_counter() - began)
 
 
-async def slices(pid: int, given: argparse.Namespace) -> list[Part]:
-    """Stop the process and let it go on in turns; beginning, end, whether it ran, and number of the pair."""
-    chance, found = random.Random(7), list[Part]()
+async def moments(pid: int, minutes: float) -> tuple[list[Moment], float]:
+    """Keep the process stopped but for the moments in which it may do a tick. These, as many in which it may not, and
+    its CPU seconds in one of the former."""
+    chance, found, spent_ns = random.Random(7), list[Moment](), 0
+    os.kill(pid, signal.SIGSTOP)
     try:
-        for number in range(round(given.minutes * 60 / given.slice / 2)):
-            for metered in chance.sample((True, False), 2):
-                os.kill(pid, signal.SIGCONT if metered else signal.SIGSTOP)
-                began = time.perf_counter()
-                await asyncio.sleep(given.slice)
-                found.append(Part(began, time.perf_counter() - EDGE_S, metered, number))
+        for number in range(round(minutes * 60 / SLOT_S / 2)):
+            for happens in chance.sample((True, False), 2):
+                began, before_ns = time.perf_counter(), cpu_ns(pid)
+                if happens:
+                    os.kill(pid, signal.SIGCONT)
+                await asyncio.sleep(GO_S)
+                if happens:
+                    os.kill(pid, signal.SIGSTOP)
+                    spent_ns += cpu_ns(pid) - before_ns
+                ended = time.perf_counter()
+                await asyncio.sleep(began + SLOT_S - ended)
+                found.append(Moment(began, ended, time.perf_counter(), happens, number))
     finally:  # also where SIGTERM ends the run (`serve` sees to that): a process left stopped would never end
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-    return found
+    return found, spent_ns / _NS / max(len(found) // 2, 1)
 
 
 async def run(served: Served, pid: int, given: argparse.Namespace) -> dict[str, Any]:
@@ -83,18 +95,21 @@ async def run(served: Served, pid: int, given: argparse.Namespace) -> dict[str, 
     load = asyncio.create_task(loop.offer(given.rate, seconds))
     await asyncio.sleep(WARM_UP_S)
     shares = [await share_of_a_core(pid, url) for url in (None, served.metrics_url)]
-    parts = await slices(pid, given)
+    spans, cpu_seconds = await moments(pid, given.minutes)
     reached = await load
     loop.close()
-    pairs = paired(loop.outcomes, parts)
-    sides = [[value for pair in pairs for value in pair[side]] for side in (0, 1)]
+    ordered = sort(loop.outcomes, spans)
+    ratios = {f"p{round(100 * q)}_ratio": [round(x, 4) for x in ratio(ordered, q)] for q in SHARES}
     return {
         "share_of_a_core": round(shares[0], 6),
         "share_of_a_core_scraped": round(shares[1], 6),
-        **{f"p{round(100 * q)}_ms": [round(percentile(side, q), 3) for side in sides] for q in (0.5, 0.99)},
-        **{f"p{round(100 * q)}_ratio": round(ratio_of(pairs, q), 4) for q in (0.5, 0.99)},
-        **{f"p{round(100 * q)}_ratio_interval": [round(x, 4) for x in interval(pairs, q)] for q in (0.5, 0.99)},
-        "requests": [len(side) for side in sides],
+        "cpu_seconds_of_a_moment": round(cpu_seconds, 6),
+        **{f"p{round(100 * q)}_ms": [round(ms, 3) for ms in percentiles(ordered, q)] for q in SHARES},
+        **{name: found[0] for name, found in ratios.items()},
+        **{f"{name}_interval": found[1:] for name, found in ratios.items()},
+        "requests": len(ordered.latency_ms),
+        "requests_at_moments": ordered.within,
+        "moments": len(spans),
         "reached_a_second": round(reached, 1),
         "load_average": round(os.getloadavg()[0], 2),
     }
@@ -106,7 +121,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     with serve(Path("var/meter-cost"), settings) as served:
         pid = int(httpx.get(f"{served.metrics_url}/healthz", timeout=10).json()["pid"])
         found = uvloop.run(run(served, pid, given))
-    command = f"python -m loadtest.meter_cost --minutes {given.minutes:g} --slice {given.slice:g} --rate {given.rate:g}"
+    command = f"python -m loadtest.meter_cost --minutes {given.minutes:g} --rate {given.rate:g}"
     return {"command": command, **found}
 
 
@@ -115,8 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("var/store"))
     parser.add_argument("--questions", type=Path, default=Path("var/energy-questions.csv"))
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--slice", type=float, default=2.0, help="seconds; below 5, at which replicas notice")
+    parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
     parser.add_argument("--out", type=Path, default=Path("loadtest/results/meter_cost.json"))
     given = parser.parse_args()

@@ -9,11 +9,11 @@ import time
 import psutil
 
 STOPPING = """
-import argparse, sys, uvloop
-from loadtest.meter_cost import slices
+import sys, uvloop
+from loadtest.meter_cost import moments
 from loadtest.served import interruptible
 with interruptible():
-    uvloop.run(slices(int(sys.argv[1]), argparse.Namespace(minutes=10, slice=0.2)))
+    uvloop.run(moments(int(sys.argv[1]), 10))
 """
 
 
