@@ -11,8 +11,9 @@ import json
 import os
 import sys
 
-from loadtest.peers.contestant import Peer, Wire
+from loadtest.peers.contestant import Wire
 from loadtest.peers.model import port_from_environment
+from loadtest.peers.peer import Peer
 
 
 def list_body(text: str) -> bytes:

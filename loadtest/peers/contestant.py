@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from loadtest.peers.environment import PEERS_PYTHON
 from loadtest.peers.model import ModelFiles
 
 
@@ -88,38 +85,3 @@ class Contestant(Protocol):
     def running(self, files: ModelFiles, folder: Path) -> AbstractContextManager[Running]:
         """Start, wait until it answers, stop at the end. Raises DidNotStart."""
         ...
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another server, in a process of the peers' environment."""
-
-    name: str
-    packages: tuple[str, ...]
-    """Modules that must be there."""
-    command: tuple[str, ...]
-    """What follows the interpreter: `-m` and a module."""
-    wire: Wire
-    programs: tuple[str, ...] = ()
-    """Other programs that must be there."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    ours: bool = False
-    sleeps: bool = True
-    python: Path = PEERS_PYTHON
-
-    def absent(self) -> str | None:
-        """Why it cannot take part here; None if it can."""
-        if not self.python.exists():
-            return f"{self.python} is missing (`make peers`)"
-        for program in self.programs:
-            if shutil.which(program) is None:
-                return f"the program `{program}` is not installed"
-        code = f"import importlib.util as u, sys; sys.exit(any(u.find_spec(n) is None for n in {self.packages!r}))"
-        found = subprocess.run([self.python, "-c", code], timeout=60, check=False)
-        return f"not all of {', '.join(self.packages)} are installed" if found.returncode else None
-
-    def running(self, files: ModelFiles, folder: Path) -> AbstractContextManager[Running]:
-        """Start, wait until it answers, stop at the end. Raises DidNotStart with the end of its log."""
-        from loadtest.peers.process import run_peer
-
-        return run_peer(self, files, folder)

@@ -6,8 +6,9 @@ Settings: batches of at most 16 that wait for at most 5 ms, two workers of one t
 
 from __future__ import annotations
 
-from loadtest.peers.contestant import Peer, Wire, tei_body
+from loadtest.peers.contestant import Wire, tei_body
 from loadtest.peers.model import port_from_environment
+from loadtest.peers.peer import Peer
 
 PEER = Peer(
     name="LitServe",

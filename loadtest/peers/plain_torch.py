@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadtest.peers.contestant import Peer, Wire, tei_body
+from loadtest.peers.contestant import Wire, tei_body
 from loadtest.peers.model import ModelFiles, port_from_environment
+from loadtest.peers.peer import Peer
 
 PEER = Peer(
     name="FastAPI + torch fp32",

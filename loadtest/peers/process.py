@@ -6,13 +6,13 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
 import psutil
 
-from loadtest.peers.contestant import DidNotStart, Peer, Running, Wire
+from loadtest.peers.contestant import DidNotStart, Running, Wire
 from loadtest.peers.model import MODEL_FILE, PORT, ModelFiles
 from loadtest.served import free_port
 from loadtest.tree import read_tree
@@ -23,33 +23,33 @@ POLL_S = 0.05
 
 
 @contextlib.contextmanager
-def run_peer(peer: Peer, files: ModelFiles, folder: Path) -> Iterator[Running]:
-    """Start, wait until it answers, stop at the end. Raises DidNotStart with the end of its log."""
-    home = (folder / peer.name.replace(" ", "-").replace("@", "")).absolute()
+def run_peer(
+    name: str, command: Sequence[str], environment: Mapping[str, str], wire: Wire, files: ModelFiles, folder: Path
+) -> Iterator[Running]:
+    """Start, wait until it answers, stop at the end. Raises DidNotStart with the end of its log.
+
+    It runs in a folder of its own below `folder`, with `environment` beside ours.
+    """
+    home = (folder / name.replace(" ", "-").replace("@", "")).absolute()
     home.mkdir(parents=True, exist_ok=True)
     files.save(home / "model.json")
     port = free_port()
-    environment = os.environ | {
+    whole_environment = os.environ | {
         "PYTHONPATH": str(Path.cwd()),
         "TOKENIZERS_PARALLELISM": "false",
         MODEL_FILE: str(home / "model.json"),
         PORT: str(port),
-        **peer.environment,
+        **environment,
     }
     log = home / "log.txt"
     started = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(peer.python.absolute()), *peer.command],
-            stdout=output,
-            stderr=output,
-            cwd=home,
-            env=environment,
-            start_new_session=True,
+            command, stdout=output, stderr=output, cwd=home, env=whole_environment, start_new_session=True
         )
     try:
-        wait_until_it_answers(process, peer.wire, port, log)
-        yield running_of(process.pid, port, peer.wire, time.perf_counter() - started)
+        wait_until_it_answers(process, wire, port, log)
+        yield running_of(process.pid, port, wire, time.perf_counter() - started)
     finally:
         stop_tree(process)
 

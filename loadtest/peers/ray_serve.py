@@ -11,8 +11,9 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from loadtest.peers.contestant import Peer, Wire, tei_body
+from loadtest.peers.contestant import Wire, tei_body
 from loadtest.peers.model import MAX_ROWS, ModelFiles, OnnxModel, port_from_environment
+from loadtest.peers.peer import Peer
 
 PEER = Peer(
     name="Ray Serve @serve.batch",

@@ -14,8 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loadtest.peers.contestant import Peer, Wire, tei_body
+from loadtest.peers.contestant import Wire, tei_body
 from loadtest.peers.model import MAX_ROWS, WORKERS, port_from_environment
+from loadtest.peers.peer import Peer
 
 PEER = Peer(
     name="TorchServe",

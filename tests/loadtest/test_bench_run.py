@@ -18,8 +18,9 @@ from loadtest.bench.__main__ import main
 from loadtest.bench.crew import Crew, until
 from loadtest.bench.plan import QUICK
 from loadtest.bench.workloads import model_files
-from loadtest.peers.contestant import DidNotStart, Peer, Running, Wire, tei_body
+from loadtest.peers.contestant import DidNotStart, Running, Wire, tei_body
 from loadtest.peers.model import Encoder, ModelFiles
+from loadtest.peers.peer import Peer
 from models.store import Version
 
 WIRE = Wire("/predict", tei_body)

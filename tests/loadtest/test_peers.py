@@ -10,8 +10,9 @@ import pytest
 
 from loadtest.bench.workloads import model_files
 from loadtest.peers import bento, lit_serve, plain_torch, ray_serve, torch_serve
-from loadtest.peers.contestant import DidNotStart, Peer, Wire, tei_body
+from loadtest.peers.contestant import DidNotStart, Wire, tei_body
 from loadtest.peers.model import Encoder, ModelFiles, OnnxModel
+from loadtest.peers.peer import Peer
 from loadtest.peers.torch_serve import configuration
 from loadtest.wire_client import run_closed_loop
 from models.store import Version
@@ -21,6 +22,7 @@ SERVER = """
 import json, os, subprocess, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from loadtest.peers.model import ModelFiles, port_from_environment
+from loadtest.peers.peer import Peer
 labels = ModelFiles.from_environment().labels
 subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"])
 class Handler(BaseHTTPRequestHandler):
