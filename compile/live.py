@@ -30,27 +30,32 @@ class Live:
         self._task: TaskID | None = None
 
     def planned(self, works: Sequence[Work], past: Mapping[Work, float]) -> None:
+        """The run will do these passes, and equal ones took so many seconds before."""
         self._forecast.planned(works, past)
         self._progress.update(self._whole, total=len(works))
 
     def started(self, label: str, pass_name: str) -> None:
+        """A pass begins."""
         self._forecast.started((label, pass_name))
         self._task = self._progress.add_task(f"{label}: {pass_name}", total=1.0, note="")
         self._tell()
 
     def moved(self, share: float, note: str) -> None:
+        """The running pass did `share` of its work."""
         self._forecast.moved(share)
         if self._task is not None:
             self._progress.update(self._task, completed=share, note=note)
         self._tell()
 
     def finished(self, label: str, pass_name: str, seconds: float, cached: bool) -> None:
+        """The pass is done, or was found in the cache: one line that stays."""
         self._forecast.finished(seconds, cached)
         self._close()
         cost = "from the cache" if cached else f"{seconds:.1f} s"
         self._console.print(f"  {label:<14} {pass_name:<12} {cost}", highlight=False)
 
     def dropped(self, label: str, reason: str) -> None:
+        """A variant met no gate: one line that stays, with the reason."""
         self._forecast.dropped(label)
         self._close()
         self._console.print(f"  {label:<14} left out: {reason}", style="yellow", soft_wrap=True, markup=False)

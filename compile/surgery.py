@@ -120,6 +120,9 @@ def compose(first: Kept, then: Kept) -> list[tuple[int, ...]]:
 
 
 def _gate_hook(gate: Tensor) -> Any:
+    """A forward pre-hook that multiplies a projection's input [..., channels] by `gate`, each entry of which covers
+    the channels of one head or unit."""
+
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         given = args[0]
         spread = gate.repeat_interleave(given.shape[-1] // gate.shape[-1], -1)

@@ -80,24 +80,8 @@ class Replica:
             await self._reconfigure(self.engine, orders)
 
     async def _start(self, orders: Orders) -> None:
-        """Load and warm the family, then open the link to the node process.
-
-        A replica may be started long after the orders were given. Where the version's bytes no longer match their
-        digests, the newest older sound one is served, unless the settings fix the version. Raises StoreError or
-        EngineError.
-        """
-        model = self._settings.model
-        refused: list[str] = []
-        if self._verified is not None and self._verified.name == orders.version:
-            version = self._verified
-        elif model.version is None:
-            version, refused = await asyncio.to_thread(self._store.open_newest_sound, model.family, orders.version)
-        else:
-            version = await asyncio.to_thread(self._store.open, model.family, orders.version)
-        for message in refused:
-            self._refused_version = orders.version
-            log.error("version_refused", version=orders.version, kept=version.name, why=message)
-        family = await asyncio.to_thread(load_family, version)
+        """Load and warm the family, then open the link to the node process. Raises StoreError or EngineError."""
+        family = await asyncio.to_thread(load_family, await self._sound_version(orders))
         dial = orders.dial
         if not family.has(dial.points()):
             dial = DialState.initial(family.points, orders.tunables.shaping)
@@ -140,6 +124,23 @@ class Replica:
                 [self._jobs_port() for _ in range(LOOPS)], engine, self.link, self._settings.jobs.share_beside_clients
             )
             self._jobs = asyncio.create_task(worker.run())
+
+    async def _sound_version(self, orders: Orders) -> Version:
+        """The version to serve.
+
+        A replica may be started long after the orders were given. Where the version's bytes no longer match their
+        digests, the newest older sound one is served, unless the settings fix the version. Raises StoreError.
+        """
+        model = self._settings.model
+        if self._verified is not None and self._verified.name == orders.version:
+            return self._verified
+        if model.version is not None:
+            return await asyncio.to_thread(self._store.open, model.family, orders.version)
+        version, refused = await asyncio.to_thread(self._store.open_newest_sound, model.family, orders.version)
+        for message in refused:
+            self._refused_version = orders.version
+            log.error("version_refused", version=orders.version, kept=version.name, why=message)
+        return version
 
     def _intake(self) -> JobsIntake | None:
         jobs = self._settings.jobs

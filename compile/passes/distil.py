@@ -95,6 +95,7 @@ class Distil(Pass):
         inner = self._inner_loss(model, inputs, out, context) if spec.needs_teacher else None
 
         def loss(made: tuple[Tensor, Tensor], rows: Sequence[int]) -> Tensor:
+            """Mean over a batch; `made` are the student's logits and pooled vectors of training rows `rows`."""
             summed = distillation_loss(made, teacher_logits[rows], teacher_pooled[rows], truth[rows], spec)
             return summed if inner is None else summed + inner(rows)
 
@@ -128,6 +129,7 @@ class Distil(Pass):
         own = Watch(student, [mine for mine, _ in pairs], student.layer_count - 1 if related else None)
 
         def loss(rows: Sequence[int]) -> Tensor:
+            """What the student's last batch, training rows `rows`, differs in from the teacher between the layers."""
             wanted, real = states.of(rows)
             summed = torch.zeros(())
             for made, given in zip(own.hidden, wanted, strict=False):

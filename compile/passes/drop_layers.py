@@ -72,6 +72,7 @@ class DropLayers(Pass):
         total, done = evaluations(model.layer_count, spec.keep, choices), 0
 
         def score(kept: tuple[int, ...]) -> float:
+            """Divergence of the teacher with only the layers `kept` from the whole one, over the sample."""
             nonlocal done
             short = copy.deepcopy(model)
             short.keep_layers(kept)
