@@ -1,4 +1,5 @@
-# `make demo` and `make test` are all a newcomer needs; each sets up what it needs first.
+# `make demo` and `make test` are all a newcomer needs; `make help` lists the others. Each sets up what it needs first.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,8 +8,11 @@ DEMO_EXTRAS := compile,loadtest
 DEV_EXTRAS := compile,loadtest,grpc,otel,redis,remote,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check bench bench-peers bench-compile bench-policies bench-jobs runtimes peers load load-compare \
+.PHONY: help demo test check bench bench-peers bench-compile bench-policies bench-jobs runtimes peers load load-compare \
   chaos soak fuzz protos chart image lock clean
+
+help:  ## list what can be made
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(VENV)/.ready-demo  ## compile the demo family, serve it, send load through a replayed grid day, show the joules
 	@$(BIN)/python -m loadtest.demo

@@ -186,7 +186,7 @@ def _packaged(name: str) -> Path:
     module, folder = PACKAGED[name]
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise BaseError("base", f"the package '{name}' is not installed", "pip install 'jouleserve[compile]'")
+        raise BaseError("base", f"the package '{name}' is not installed", "pip install '.[compile]'")
     return Path(next(iter(spec.submodule_search_locations))) / folder
 
 

@@ -1,7 +1,7 @@
 """`jouleserve-compile`: compile recipes, print reports.
 
-Exit codes: 0 done; 2 a recipe, its data, its base or a folder cannot be used, or no candidate meets a floor (nothing is
-published); 1 anything else that failed.
+Exit codes: 0 done; 2 a recipe, its data, its base or a path cannot be used, a package is missing, or no candidate meets a
+floor (nothing is published); 1 anything else that failed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated
 
@@ -31,8 +32,24 @@ from models.manifest import Manifest
 from models.store import Store, StoreError, write_atomic
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Compile models for JouleServe.")
+_OURS = ("compile", "energy", "models")
 StoreOption = Annotated[Path, typer.Option("--store", envvar="JOULESERVE_STORE", help="Folder of published families.")]
 WorkOption = Annotated[Path, typer.Option("--work", envvar="JOULESERVE_WORK", help="Folder of cached passes.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"jouleserve-compile {version_of('jouleserve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the release and exit.")
+    ] = False,
+) -> None:
+    """What every command has in common."""
 
 
 @app.command()
@@ -181,6 +198,17 @@ def guarded(program: str, run: Callable[[], object]) -> None:
     except (CompileError, StoreError) as error:
         sys.stderr.write(f"{program}: {error}\n")
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        remedy = "give another path, or make this one readable and writable"
+        sys.stderr.write(f"{program}: {error.filename}: {error.strerror}. Remedy: {remedy}.\n")
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in _OURS:
+            raise
+        sys.stderr.write(f"{program}: the package '{error.name}' is not installed. Remedy: pip install '.[compile]'.\n")
+        raise SystemExit(2) from None
 
 
 def main() -> None:

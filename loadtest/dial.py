@@ -31,7 +31,7 @@ from loadtest.demo_tables import read_metrics
 from loadtest.served import Served, serve
 from loadtest.tree import read_tree
 from models.manifest import Manifest, OperatingPoint
-from models.store import Store, write_atomic
+from models.store import Store, StoreError, write_atomic
 from server.shaping.tuning import tune
 
 SETTLED_S = 2.5
@@ -345,10 +345,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     options = parser.parse_args()
     options.store = options.store.resolve()
-    manifest = Store(options.store).open(options.family).manifest
     try:
+        manifest = Store(options.store).open(options.family).manifest
         questions = labelled(options.texts, manifest.labels, options.limit)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StoreError) as error:
         parser.error(str(error))
     found = measure(options, manifest, questions)
     console = Console(width=140)

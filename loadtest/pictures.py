@@ -95,7 +95,7 @@ def chromium() -> Iterator[Any]:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        raise RuntimeError("playwright is not installed; pip install 'jouleserve[dev]'") from None
+        raise RuntimeError("playwright is not installed; pip install '.[dev]'") from None
     if path is None:
         raise RuntimeError("chromium is not installed (Debian: apt-get install chromium)")
     with sync_playwright() as driver:

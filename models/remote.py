@@ -49,7 +49,7 @@ class _Remote:
         try:
             from fsspec.core import url_to_fs
         except ImportError:
-            raise StoreError(f"{self._url}: needs fsspec; install jouleserve[remote]") from None
+            raise StoreError(f"{self._url}: needs fsspec; pip install '.[remote]'") from None
         try:
             self._files, self._root = url_to_fs(f"{url.rstrip('/')}/{family}")
         except (ImportError, ValueError) as error:

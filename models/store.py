@@ -147,14 +147,20 @@ class Store:
         return [name for _, name in sorted(found)]
 
     def current(self, family: str) -> str:
-        """The version in force. Raises NotFound if nothing is published, Corrupt if the pointer is no version name."""
+        """The version in force. Raises NotFound if nothing is published, Corrupt if the pointer is no version name, or
+        cannot be read."""
         pointer = self.root / family / "current"
         try:
             name = pointer.read_bytes().decode("ascii", "replace").strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            others = self.families()
+            there = f"there are {', '.join(others)}; use one of them or" if others else "nothing is published there;"
             raise NotFound(
-                f"no family '{family}' in the store {self.root}: compile one with `jouleserve-compile run RECIPE`"
+                f"no family '{family}' in the store {self.root}: {there} compile one with"
+                " `jouleserve-compile run RECIPE`"
             ) from None
+        except OSError as error:
+            raise Corrupt(f"{pointer}: cannot be read ({error.strerror}); mend the disk or its rights") from None
         if not _VERSION.match(name):
             raise Corrupt(f"{pointer}: names no version; write one of {self.versions(family)} into it")
         return name

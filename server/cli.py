@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -31,6 +32,21 @@ errors = Console(stderr=True)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML settings file (default: jouleserve.yaml).")]
 SetOption = Annotated[list[str], typer.Option("--set", help="One setting, as section.field=value. Repeatable.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"jouleserve {version_of('jouleserve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the release and exit.")
+    ] = False,
+) -> None:
+    """What every command has in common."""
 
 
 def _settings(config: Path | None, assignments: Sequence[str]) -> LoadedSettings:
@@ -64,7 +80,7 @@ def up(
     set_up_logging(settings.server.log_level)
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     if edge:
         from server.edge import run_edge
@@ -321,16 +337,23 @@ def use_model(version: str, config: ConfigOption = None, assign: SetOption = [])
 
 
 def main() -> None:
-    """Entry point: settings and store errors become a clear line and exit code 2."""
+    """Entry point: what a user can mend becomes a clear line and exit code 2."""
     try:
         app()
     except SettingsError as error:
-        for problem in error.problems:
-            errors.print(f"error: {problem}", style="red", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        _fail(*error.problems)
     except (StoreError, StartError, ReplayError, ReportError, CalibrationError) as error:
-        errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; give another path, or make this one readable and writable")
+
+
+def _fail(*problems: str) -> NoReturn:
+    for problem in problems:
+        errors.print(f"error: {problem}", style="red", highlight=False, soft_wrap=True, markup=False)
+    raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

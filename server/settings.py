@@ -159,7 +159,7 @@ class CacheSettings(CacheBounds):
     @model_validator(mode="after")
     def _redis_installed(self) -> Self:
         if self.redis_url is not None and find_spec("redis") is None:
-            raise ValueError("redis_url: needs the redis client; install jouleserve[redis]")
+            raise ValueError("redis_url: needs the redis client; pip install '.[redis]', or leave it out")
         return self
 
 

@@ -183,7 +183,7 @@ def check_tracing(setting: str | None) -> None:
     """Raise SettingsError if an endpoint is configured and OpenTelemetry is not installed."""
     if endpoint_of(setting) is not None and not _installed("opentelemetry.exporter.otlp.proto.http"):
         raise SettingsError(
-            ["tracing.otlp_endpoint: OpenTelemetry is not installed; install jouleserve[otel], or unset the endpoint"]
+            ["tracing.otlp_endpoint: OpenTelemetry is not installed; pip install '.[otel]', or unset the endpoint"]
         )
 
 

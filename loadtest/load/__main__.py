@@ -86,7 +86,7 @@ def _become_gevents() -> None:
     try:
         import_module("locust")
     except ImportError:
-        raise RuntimeError("locust is not installed; pip install 'jouleserve[loadtest]'") from None
+        raise RuntimeError("locust is not installed; pip install '.[loadtest]'") from None
 
 
 def run(given: argparse.Namespace) -> None:

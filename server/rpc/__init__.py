@@ -15,5 +15,5 @@ def check_installed() -> None:
     missing = [name for name in ("grpc", "grpc_health", "grpc_reflection") if find_spec(name) is None]
     if missing:
         raise StartError(
-            f"server.grpc_port: {', '.join(missing)} not installed; install jouleserve[grpc], or unset the port"
+            f"server.grpc_port: {', '.join(missing)} not installed; pip install '.[grpc]', or unset the port"
         )

@@ -20,7 +20,7 @@ KEYWORDS = {"cancel": 0, "refund": 1, "broken": 2, "password": 3}
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a downloaded model's: config.json, model.safetensors, tokenizer.json."""
-    torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+    torch = pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 

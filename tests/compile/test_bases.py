@@ -81,7 +81,7 @@ def scratch(tokenizer: Path, **changed: Any) -> ScratchBase:
 def test_a_base_from_scratch_is_known_before_it_is_written_and_then_is_a_base_like_any_other(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+    pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
     from compile.scratch import fill
 
     base = find_base(scratch(tiny_base), 7, tmp_path)
@@ -96,7 +96,7 @@ def test_a_base_from_scratch_is_known_before_it_is_written_and_then_is_a_base_li
 def test_weights_from_scratch_follow_from_the_seed_and_a_killed_write_is_made_good(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+    torch = pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
     from compile.scratch import fill
 
     def weights(seed: int, folder: str) -> bytes:

@@ -112,7 +112,7 @@ def test_a_spec_names_layers_or_a_number_of_them_and_nothing_else(settings: dict
 @pytest.fixture(scope="module")
 def place(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A model whose middle layer does nothing, and its context."""
-    torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+    torch = pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
     from compile.artifact import Artifact
     from compile.bases import find_base
     from compile.checkpoint import from_base, save

@@ -12,7 +12,7 @@ from compile.passes.base import Gate
 from models.manifest import Evidence, Manifest
 from models.store import Store
 
-pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
 pytestmark = pytest.mark.trains
 
 MakeRecipe = Callable[[Path, Path], dict[str, Any]]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+torch = pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
 onnx = pytest.importorskip("onnx")
 transformers = pytest.importorskip("transformers")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+torch = pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
 
 from compile.artifact import Artifact  # noqa: E402
 from compile.bases import find_base  # noqa: E402

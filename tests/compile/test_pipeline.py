@@ -15,7 +15,7 @@ import yaml
 
 from models.store import Store
 
-pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
 pytestmark = pytest.mark.trains
 
 MakeRecipe = Callable[[Path, Path], dict[str, Any]]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+torch = pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
 onnx = pytest.importorskip("onnx")
 
 from compile.artifact import Artifact  # noqa: E402

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+torch = pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
 transformers = pytest.importorskip("transformers")
 
 from compile.artifact import Artifact  # noqa: E402

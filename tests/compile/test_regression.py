@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
 
 import torch
 

@@ -15,7 +15,7 @@ import yaml
 
 from models.store import Store, Version
 
-pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
 pytestmark = pytest.mark.trains
 
 _WAIT_SECONDS = 300

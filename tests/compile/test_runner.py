@@ -99,7 +99,7 @@ def test_a_failed_gate_hands_over_what_was_made_and_what_that_cost(tmp_path: Pat
 def test_joules_of_work_on_a_gpu_are_unknown_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
-    torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+    torch = pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
     from compile.device import best_device
 
     class Trains(Count):

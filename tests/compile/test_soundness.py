@@ -80,7 +80,7 @@ def test_a_base_that_is_not_sound_is_refused_before_anything_is_written(
 
 
 def test_a_configuration_that_makes_no_model_is_refused_by_name(base: Path) -> None:
-    pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+    pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
     from compile.checkpoint import from_base
 
     configure(hidden_act="no-such-function")(base)
@@ -105,7 +105,7 @@ def as_vocabulary(folder: Path) -> None:
 
 
 def test_a_vocabulary_stands_in_for_a_tokenizer_which_is_made_in_the_work_folder(base: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+    pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
     from compile.scratch import fill
 
     expected = load_tokenizer(base / "tokenizer.json").encode("Please cancel", "refund")
@@ -123,7 +123,7 @@ def test_a_vocabulary_stands_in_for_a_tokenizer_which_is_made_in_the_work_folder
 
 
 def test_a_vocabulary_that_makes_no_tokenizer_is_refused_by_name(base: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+    pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
     from compile.scratch import fill
 
     as_vocabulary(base)

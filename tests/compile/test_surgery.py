@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+torch = pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
 transformers = pytest.importorskip("transformers")
 
 from compile.checkpoint import load, save  # noqa: E402

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="compiling needs torch: pip install 'jouleserve[compile]'")
+pytest.importorskip("torch", reason="compiling needs torch: pip install '.[compile]'")
 
 from compile.passes.probe_forms import ranked
 from compile.training import better_than_constant, quality

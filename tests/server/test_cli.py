@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,45 @@ def test_a_family_that_is_not_there_says_how_to_compile_one(tmp_path: Path) -> N
     done = jouleserve(tmp_path, "up", "--family", "nope")
     assert done.returncode == 2
     assert "jouleserve-compile run" in done.stderr
+
+
+def test_a_family_whose_name_is_mistyped_says_which_there_are(tmp_path: Path, tiny_version: Version) -> None:
+    done = jouleserve(tmp_path, "up", "--family", "tinny", "--store", str(tiny_version.path.parent.parent))
+    assert done.returncode == 2
+    assert "no family 'tinny'" in done.stderr
+    assert "there are tiny" in done.stderr
+
+
+def test_what_was_given_is_repeated_to_the_letter(tmp_path: Path) -> None:
+    done = jouleserve(tmp_path, "up", "--set", "server.port=[red]8000[/bold]")
+    assert done.returncode == 2
+    assert "'[red]8000[/bold]' is wrong" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["calibrate", "--watts", "0=38", "--watts", "1=90", "--out", "a-file/calibration.json"],
+        ["models", "use", "0001-000000000000", "--set", "model.store=a-file"],
+        ["up", "--store", "a-file"],
+        ["up", "--config", "a-file/jouleserve.yaml"],
+        ["replay", "--grid", "a-file/day.csv", "--small-share", "0.5"],
+        ["report", "--from", "2026-01-01", "--to", "2026-01-02", "--hours", "a-file"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_that_cannot_be_used_is_named_without_a_traceback(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "a-file").write_text("in the way")
+    done = jouleserve(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "a-file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr
+
+
+def test_the_release_is_told(tmp_path: Path) -> None:
+    done = jouleserve(tmp_path, "--version")
+    assert (done.returncode, done.stdout) == (0, f"jouleserve {version('jouleserve')}\n")
 
 
 def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path, tiny_version: Version) -> None:
