@@ -1,7 +1,7 @@
 """`jouleserve-compile`: compile recipes, print reports.
 
-Exit codes: 0 done; 2 a recipe, its data, its base or a path cannot be used, a package is missing, or no candidate meets a
-floor (nothing is published); 1 anything else that failed.
+Exit codes: 0 done; 2 a recipe, its data, its base or a path cannot be used, a package is missing, or no candidate meets
+a floor (nothing is published); 1 anything else that failed.
 """
 
 from __future__ import annotations

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from loadtest.wire_client import END, LAST_CHUNK, Tally, read_head
 
 REQUEST_TIMEOUT_S = 30.0
 MOST_CONNECTIONS = 256
-
-
-def poisson_times_s(rate_per_s: float, seconds: float, seed: int) -> Iterator[float]:
-    """When requests of a Poisson process leave, seconds from the start."""
-    chance = random.Random(seed)
-    at = chance.expovariate(rate_per_s)
-    while at < seconds:
-        yield at
-        at += chance.expovariate(rate_per_s)
 
 
 class _Pool:

@@ -57,12 +57,6 @@ def torch_outputs(
     return logits, pooled
 
 
-def torch_predictions(model: Classifier, encoded: Encoded, pad: int) -> Labels:
-    """Label numbers that a torch model chooses, int64 [rows]."""
-    chosen: Labels = torch_outputs(model, encoded, pad)[0].argmax(-1)
-    return chosen
-
-
 def graph_logits(session: InferenceSession, encoded: Encoded, pad: int, rows_per_batch: int) -> Floats:
     """Logits [rows, labels] of an ONNX graph in batches as served (int8 answers depend on batch-mates)."""
     logits: Floats | None = None

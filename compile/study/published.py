@@ -21,5 +21,3 @@ BERT = (
     Published("1/3 of the layers", 91.9, 48.2, 61.4),
     Published("1/3 of the layers, units pruned", 85.6, 21.5, 26.9),
 )
-BEST_ON_IMDB = "best on IMDb: 90 % of the accuracy at 10 % of the emissions"
-GPT2 = "GPT-2: accuracy collapses when its matrices are pruned"

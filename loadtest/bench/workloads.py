@@ -15,7 +15,6 @@ from loadtest.texts import read_questions
 from models.store import Store, Version, write_atomic
 
 SEED = 20
-MAX_WORD_TOKENS = 8
 
 
 def mixes(questions: Path, tokenizer_file: Path) -> dict[str, list[str]]:
