@@ -1,14 +1,14 @@
 """What the meter itself costs: its share of a core, and the slowest percent of requests with and without it.
 
-    python -m loadtest.meter_cost [--minutes 15] [--rate 200]
+    python -m loadtest.meter_cost [--minutes 20] [--rate 200]
 
 A real server under one steady load. For the share of a core the node process's CPU time is read from /proc, over a
-minute without scrapes and over one with a scrape every 15 seconds. Then it is stopped (SIGSTOP) but for 50 ms in one of
-every two slots of 1.2 s, the order within a pair drawn by chance. Its tick being overdue, it does it in these: it asks
-the replicas, reads the meters, and settles and persists what is due. Replicas do not notice so short a silence. Only
-requests under way in those 50 ms can be slower for it; they are held against those of the 50 ms in which it stayed
-stopped (see `loadtest.moments`). Given are percentiles with a tick every second and with none, and their ratio with a
-95 % bootstrap interval over the pairs.
+minute without scrapes and over one with a scrape every 15 seconds. Then it is stopped (SIGSTOP) but for 50 ms every
+1.1 s. Its tick being overdue, it does it in these: it asks the replicas, reads the meters, and settles and persists
+what is due. Replicas do not notice so short a silence. Only requests under way in those 50 ms can be slower for it;
+they are held against those of the 50 ms half-way between two of them, in which it stayed stopped (see
+`loadtest.moments`). Given are percentiles with a tick every second and with none, and their ratio with a 95 % bootstrap
+interval over pairs of neighbours.
 
 What a replica counts of each request (additions to a table, no waiting) is on both sides.
 """
@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
 import sys
 import time
@@ -42,8 +41,8 @@ SHARES = (0.5, 0.99)
 WARM_UP_S = 10.0
 SHARE_S = 60.0
 SCRAPE_S = 15.0
-SLOT_S = 1.2
-"""Ticks come once a second, so one is overdue by then; three of them are below the 5 s at which replicas notice."""
+SLOT_S = 1.1
+"""Ticks come once a second, so one is overdue by then."""
 GO_S = 0.05
 _NS = 1e9
 
@@ -67,25 +66,26 @@ async def share_of_a_core(pid: int, metrics_url: str | None) -> float:
 async def moments(pid: int, minutes: float) -> tuple[list[Moment], float]:
     """Keep the process stopped but for the moments in which it may do a tick. These, as many in which it may not, and
     its CPU seconds in one of the former."""
-    chance, found, spent_ns = random.Random(7), list[Moment](), 0
+    found, spent_ns, slots = list[Moment](), 0, round(minutes * 60 / SLOT_S)
     os.kill(pid, signal.SIGSTOP)
     try:
-        for number in range(round(minutes * 60 / SLOT_S / 2)):
-            for happens in chance.sample((True, False), 2):
-                began, before_ns = time.perf_counter(), cpu_ns(pid)
+        for number in range(slots):
+            before_ns = cpu_ns(pid)
+            for happens in (True, False):
+                began = time.perf_counter()
                 if happens:
                     os.kill(pid, signal.SIGCONT)
                 await asyncio.sleep(GO_S)
                 if happens:
                     os.kill(pid, signal.SIGSTOP)
-                    spent_ns += cpu_ns(pid) - before_ns
                 ended = time.perf_counter()
-                await asyncio.sleep(began + SLOT_S - ended)
+                await asyncio.sleep(began + SLOT_S / 2 - ended)
                 found.append(Moment(began, ended, time.perf_counter(), happens, number))
+            spent_ns += cpu_ns(pid) - before_ns
     finally:  # also where SIGTERM ends the run (`serve` sees to that): a process left stopped would never end
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-    return found, spent_ns / _NS / max(len(found) // 2, 1)
+    return found, spent_ns / _NS / max(slots, 1)
 
 
 async def run(served: Served, pid: int, given: argparse.Namespace) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("var/store"))
     parser.add_argument("--questions", type=Path, default=Path("var/energy-questions.csv"))
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
     parser.add_argument("--out", type=Path, default=Path("loadtest/results/meter_cost.json"))
     given = parser.parse_args()
