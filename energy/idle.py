@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from energy.coefficients import CpuCoefficients
 from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
@@ -12,6 +12,8 @@ from energy.meter import Delta
 QUIET_BUSY_SHARE = 0.05
 """A tick is quiet if the processors were busy for no more than this share."""
 _NEW_TICK_WEIGHT = 0.1
+_DEVICE_SPAN_NS = NANOSECONDS_PER_SECOND // 2
+"""A GPU's counter is refreshed about every 100 ms: over less than this, it may show nothing at all."""
 
 
 @dataclass
@@ -26,6 +28,9 @@ class IdleModel:
     watts: dict[Domain, float]
     """Learned so far."""
     lowest_watts: dict[Domain, float]
+    """Over half a second or more."""
+    _spans: dict[Domain, tuple[int, int]] = field(default_factory=dict)
+    """Of devices: energy and duration that are too short yet to be learned from."""
 
     @classmethod
     def fresh(cls, cpu: CpuCoefficients) -> IdleModel:
@@ -50,8 +55,16 @@ class IdleModel:
         return min(_energy_uj(learned, delta.duration_ns), delta.energy_uj)
 
     def _device_idle_uj(self, delta: Delta) -> int:
-        lowest = min(self.lowest_watts.get(delta.domain, float("inf")), _watts(delta))
-        self.lowest_watts[delta.domain] = lowest
+        energy_uj, duration_ns = self._spans.pop(delta.domain, (0, 0))
+        energy_uj, duration_ns = energy_uj + delta.energy_uj, duration_ns + delta.duration_ns
+        if duration_ns < _DEVICE_SPAN_NS:
+            self._spans[delta.domain] = energy_uj, duration_ns
+        else:
+            known = self.lowest_watts.get(delta.domain, float("inf"))
+            self.lowest_watts[delta.domain] = min(known, _power_watts(energy_uj, duration_ns))
+        lowest = self.lowest_watts.get(delta.domain)
+        if lowest is None:
+            return delta.energy_uj
         return min(_energy_uj(lowest, delta.duration_ns), delta.energy_uj)
 
     def _modelled_idle_share(self, busy_share: float) -> float:
@@ -71,7 +84,11 @@ class IdleModel:
 
 
 def _watts(delta: Delta) -> float:
-    return delta.energy_uj / MICROJOULES_PER_JOULE / (delta.duration_ns / NANOSECONDS_PER_SECOND)
+    return _power_watts(delta.energy_uj, delta.duration_ns)
+
+
+def _power_watts(energy_uj: int, duration_ns: int) -> float:
+    return energy_uj / MICROJOULES_PER_JOULE / (duration_ns / NANOSECONDS_PER_SECOND)
 
 
 def _energy_uj(watts: float, duration_ns: int) -> int:

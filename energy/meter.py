@@ -5,9 +5,9 @@ to `judge`, in order. Rules: the first reading is only a baseline; a wrap adds t
 half the range at maximum power, a counter that went back without wrapping and a difference beyond maximum power
 re-baseline and are reported as missing. A counter that cannot be read, or that stands still although its device always
 draws something (frozen), is missing for that tick, and what it counted meanwhile arrives with its next reading. A jump
-to more than ten times the highest power that was seen, and beyond the device's power limit where one is stated, is held
-back: if the next reading still shows such a power it was a load and nothing is lost, otherwise it was nonsense and is
-not counted. Missing is absent, never 0.
+of such a device's to more than ten times the highest power that was seen, and beyond its power limit where one is
+stated, is held back: if the next reading still shows such a power it was a load and nothing is lost, otherwise it was
+nonsense and is not counted. Missing is absent, never 0.
 
 Totals are not sums of those differences: they are read off the counters themselves, last reading minus first with
 whole ranges for wraps. So whoever books the differences can be checked against the totals.
@@ -101,9 +101,10 @@ class Meter:
         """How often a domain gave no figure, by reason."""
         self._missing: tuple[Missing, ...] = ()
         self.unmetered_uj: dict[tuple[Domain, str], int] = {}
-        """What counters showed and nobody can vouch for, by reason (gap, reset, implausible); in no total.
+        """What counters showed and nobody can vouch for, by reason (gap, reset, implausible, jump); in no total.
 
-        After a gap whole ranges may be missing from it, and after a reset what was drawn before the reset.
+        After a gap whole ranges may be missing from it, after a reset what was drawn before the reset; after a jump or
+        an implausible step it may be nonsense.
         """
 
     @property
@@ -208,11 +209,12 @@ class Meter:
         return still and reading.domain.never_rests
 
     def _jumps(self, previous: Reading, reading: Reading, outcome: Delta | Missing) -> bool:
-        """True for a power far beyond any that was seen, on a counter whose plausible power is known at all. A burst
-        within the device's power limit is a load, though a second is all it lasts: that of a process that saw none."""
+        """True for a power far beyond any that was seen, on a counter whose plausible power is known at all and whose
+        device never rests: cores go from nothing to all they have in any second. A burst within the device's power
+        limit is a load, though a second is all it lasts: that of a process that saw none."""
         domain = reading.domain
         peak = self._peak_watts.get(domain, 0.0)
-        if isinstance(outcome, Missing) or domain.max_watts is None or peak <= 0:
+        if isinstance(outcome, Missing) or domain.max_watts is None or not domain.never_rests or peak <= 0:
             return False
         return _watts(outcome) > max(JUMP_FACTOR * peak, domain.limit_watts or 0.0)
 
@@ -249,12 +251,13 @@ def _judge(previous: Reading, reading: Reading) -> Delta | Missing:
 
 
 def _shown_uj(previous: Reading, reading: Reading) -> int:
-    """What a counter shows for a difference that is not believed: the least it can have counted."""
+    """What a counter shows for a difference that is not believed; the lesser of both where it wrapped or was reset."""
     energy_uj = reading.energy_uj - previous.energy_uj
-    if energy_uj < 0:
-        range_uj = reading.domain.wraps_at_uj
-        energy_uj = reading.energy_uj if range_uj is None else energy_uj + range_uj
-    return max(energy_uj, 0)
+    if energy_uj >= 0:
+        return energy_uj
+    range_uj = reading.domain.wraps_at_uj
+    wrapped_uj = reading.energy_uj if range_uj is None else max(energy_uj + range_uj, 0)
+    return min(wrapped_uj, reading.energy_uj)
 
 
 def _too_long(domain: Domain, duration_ns: int) -> bool:

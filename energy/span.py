@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from energy.coefficients import CpuCoefficients, load_coefficients
-from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND
+from energy.domains import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 from energy.meter import Meter
 from energy.procfs import parse_process_times, read_cpu_model
 from energy.sources import Selection, select_sources
@@ -132,9 +132,9 @@ class Machine:
             energy_uj, missed = 0, 0
             if self._meter is not None:
                 self._meter.tick()
-                totals = self._meter.total_uj
-                energy_uj = sum(uj for domain, uj in totals.items() if not domain.overlaps and domain.on_cpu)
-                missed = sum(self._meter.missing_ticks.values())
+                totals, gaps = self._meter.total_uj, self._meter.missing_ticks
+                energy_uj = sum(uj for domain, uj in totals.items() if _counts(domain))
+                missed = sum(ticks for (domain, _), ticks in gaps.items() if _counts(domain))
             return Sample(clock.busy_ns, clock.elapsed_ns, energy_uj, missed)
 
     def dynamic_joules(self, begin: Sample, end: Sample, cpu_seconds: float) -> float | None:
@@ -154,6 +154,11 @@ class Machine:
         modelled = self._cpu.min_watts * max(offered_s, busy_s) + modelled_dynamic
         joules = (end.energy_uj - begin.energy_uj) / MICROJOULES_PER_JOULE
         return joules * (modelled_dynamic / modelled) * (cpu_seconds / busy_s)
+
+
+def _counts(domain: Domain) -> bool:
+    """Whether a span is made of this domain's joules."""
+    return domain.on_cpu and not domain.overlaps
 
 
 @cache

@@ -3,8 +3,8 @@
 python -m energy.sources.replay --seconds 60 --out readings.csv     # record what this machine's counters give
 
 A recording is a CSV file of `time_ns, source, device, domain, energy_uj` and how the counter behaves (`wraps_at_uj`,
-`max_watts`, empty for none; `overlaps`, `never_rests`, `on_cpu` as 0 or 1). Rows of one read share their `time_ns`; a
-domain that could not be read has no row there.
+`max_watts`, `limit_watts`, empty for none; `overlaps`, `never_rests`, `on_cpu` as 0 or 1). Rows of one read share their
+`time_ns`; a domain that could not be read has no row there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ FIELDS = (
     "overlaps",
     "never_rests",
     "on_cpu",
+    "limit_watts",
 )
 
 
@@ -78,6 +79,7 @@ def _reading(row: dict[str, str]) -> Reading:
         NAME,
         wraps_at_uj=int(row["wraps_at_uj"]) if row["wraps_at_uj"] else None,
         max_watts=float(row["max_watts"]) if row["max_watts"] else None,
+        limit_watts=float(row["limit_watts"]) if row.get("limit_watts") else None,  # not in the recordings of before
         overlaps=row["overlaps"] == "1",
         never_rests=row["never_rests"] == "1",
         on_cpu=row["on_cpu"] == "1",
@@ -107,7 +109,7 @@ def record(
                 flags = (int(domain.overlaps), int(domain.never_rests), int(domain.on_cpu))
                 bounds = (domain.wraps_at_uj or "", domain.max_watts or "")
                 named = (domain.source, domain.device, domain.name, reading.energy_uj)
-                writer.writerow((time_ns, *named, *bounds, *flags))
+                writer.writerow((time_ns, *named, *bounds, *flags, domain.limit_watts or ""))
                 rows += 1
     return rows
 

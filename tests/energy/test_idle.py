@@ -55,6 +55,23 @@ def test_a_gpu_idles_at_the_lowest_power_it_showed() -> None:
     assert model.idle_uj(delta(300, GPU), 0.5) == 70_000_000
 
 
+def test_a_gpu_whose_counter_was_not_refreshed_yet_does_not_seem_to_draw_nothing_at_rest() -> None:
+    """A late tick is followed by an early one: a tenth of a second, over which the counter may stand still."""
+    model = IdleModel.fresh(CPU)
+    for _ in range(4):
+        model.idle_uj(Delta(GPU, 70_000_000, 9 * SECOND // 10), 0.0)
+        assert model.idle_uj(Delta(GPU, 0, SECOND // 10), 0.0) == 0
+    assert model.idle_uj(delta(300, GPU), 0.5) == 70_000_000
+
+
+def test_ticks_that_are_short_always_teach_what_a_gpu_draws_at_rest_too() -> None:
+    model = IdleModel.fresh(CPU)
+    for tick in range(20):
+        model.idle_uj(Delta(GPU, 14_000_000 * (tick % 2), SECOND // 10), 0.0)
+    assert model.lowest_watts[GPU] == pytest.approx(56)
+    assert model.idle_uj(delta(300, GPU), 0.5) == pytest.approx(56_000_000)
+
+
 def test_what_was_learned_survives_a_restart() -> None:
     model = IdleModel.fresh(CPU)
     model.idle_uj(delta(10), 0.0)

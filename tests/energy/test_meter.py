@@ -115,6 +115,16 @@ def test_what_a_counter_shows_after_a_reset_is_known_to_be_unmetered() -> None:
     assert meter.total_uj == {}
 
 
+def test_a_counter_with_a_range_that_was_reset_shows_what_it_counted_since_and_not_the_rest_of_its_range() -> None:
+    source, meter, clock = metered(PACKAGE)
+    source.set_counter(PACKAGE, 500_000_000)
+    meter.tick()
+    clock.pass_seconds(1)
+    source.set_counter(PACKAGE, 1_000_000)
+    meter.tick()
+    assert meter.unmetered_uj == {(PACKAGE, "implausible"): 1_000_000}
+
+
 def test_a_counter_that_was_away_brings_what_it_counted_meanwhile() -> None:
     source, meter, clock = metered(PACKAGE)
     meter.tick()
@@ -234,6 +244,13 @@ def test_a_jump_beyond_the_stated_power_limit_that_does_not_last_is_nonsense() -
     meter, seen = drawn(30, 900, 31, domain=BOARD)
     assert seen == [(30_000_000,), ("jump",), (31_000_000,)]
     assert meter.unmetered_uj == {(BOARD, "jump"): 900_000_000}
+
+
+def test_a_burst_of_what_may_rest_is_a_load_however_little_it_drew_before() -> None:
+    cores = Domain("core", "package-0", "fake", wraps_at_uj=10**12, max_watts=1500.0, overlaps=True)
+    meter, seen = drawn(0.2, 40, 0.3, domain=cores)
+    assert seen == [(200_000,), (40_000_000,), (300_000,)]
+    assert meter.unmetered_uj == {}
 
 
 def test_a_reading_that_was_garbled_once_leaves_no_trace() -> None:

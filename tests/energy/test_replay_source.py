@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from energy.domains import EnergySource
+from energy.domains import Domain, EnergySource
 from energy.meter import Meter
 from energy.sources.nvml import NvmlSource
 from energy.sources.rapl import RaplSource
@@ -19,6 +19,7 @@ def test_what_was_recorded_meters_the_same_when_it_is_played_back(tmp_path: Path
     clock = Clock()
     counter = write_zone(tmp_path / "powercap", "intel-rapl:0", "package-0", 9_900_000_000, range_uj=10_000_000_000)
     nvml = FakeNvml([1000, 5000])
+    watts = iter([25, 325, 25, 25, 25])  # a burst within the board's limit
     rapl = RaplSource(tmp_path / "powercap", clock_ns=clock)
     gpus = NvmlSource(load=lambda: nvml, clock_ns=clock)
     live = Meter([rapl, gpus])
@@ -29,7 +30,8 @@ def test_what_was_recorded_meters_the_same_when_it_is_played_back(tmp_path: Path
         clock.pass_seconds(1)
         energy_uj[0] = (energy_uj[0] + 300_000_000) % 10_000_000_000
         counter.write_text(f"{energy_uj[0]}\n")
-        nvml.energies_mj = [1000 if value is None else value + 90_000 for value in nvml.energies_mj]
+        drawn_mj = next(watts) * 1000
+        nvml.energies_mj = [1000 if value is None else value + drawn_mj for value in nvml.energies_mj]
         live.tick()
 
     rows = record([rapl, gpus], tmp_path / "series.csv", 6, 1.0, second, clock)
@@ -38,6 +40,7 @@ def test_what_was_recorded_meters_the_same_when_it_is_played_back(tmp_path: Path
     for _ in range(6):
         again.tick()
     assert {d.device: uj for d, uj in again.total_uj.items()} == {d.device: uj for d, uj in live.total_uj.items()}
+    assert again.total_uj[Domain("gpu", "gpu-0", "fake")] == 425_000_000
     assert sum(again.missing_ticks.values()) == 0
 
 

@@ -96,6 +96,17 @@ def test_under_rapl_a_counter_that_was_missing_makes_the_joules_unknown(tmp_path
     assert span.cpu_seconds >= 0
 
 
+def test_under_rapl_a_missing_counter_of_which_no_joule_counts_takes_nothing_away(tmp_path: Path) -> None:
+    psys = write_zone(tmp_path / "powercap", "intel-rapl:1", "psys", 0)
+    machine, counter = rapl_machine(tmp_path)
+    with measure_process(machine=machine) as span:
+        spin(0.02)
+        psys.unlink()
+        counter.write_text("5000000\n")
+    assert span.dynamic_joules is not None
+    assert 0 < span.dynamic_joules <= 5
+
+
 def test_under_rapl_a_span_reads_the_counter(tmp_path: Path) -> None:
     machine, counter = rapl_machine(tmp_path)
     with measure_process(machine=machine) as span:
