@@ -307,7 +307,7 @@ class Replicas:
         account.newest = known
         gauges = message.get("gauge")
         if isinstance(gauges, dict):
-            peer.gauges = {name: float(gauges[name]) for name in wire.GAUGES if name in gauges}
+            peer.gauges = wire.decode_gauges(gauges)
 
     def _welcome(self, message: Mapping[str, object], address: str) -> None:
         instance, pid, started = str(message["id"]), message["pid"], message["started"]

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import re
 import stat
@@ -79,6 +80,9 @@ HISTOGRAMS: Mapping[str, tuple[int, ...]] = {
 
 MAX_EXEMPLARS = len(DURATION_BOUNDS_NS) + 1
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
+
+MAX_COUNT = 2**63 - 1
+"""More than any process counts: nanoseconds of 292 years."""
 
 _MIN_BITS = 13
 _MAX_BITS = 37
@@ -267,6 +271,11 @@ def unpack(data: bytes | memoryview) -> dict[str, Any]:
     return message
 
 
+def decode_gauges(tree: Mapping[str, Any]) -> dict[str, float]:
+    """The gauges that are known among those of a message. Raises WireError, or TypeError if they are no map."""
+    return {name: _finite(tree[name], f"gauge.{name}") for name in GAUGES if name in tree}
+
+
 def encode_snapshot(snapshot: Snapshot) -> bytes:
     """Encode a snapshot; counts that are 0 are left out."""
     return pack(
@@ -301,9 +310,11 @@ def decode_snapshot(data: bytes) -> Snapshot:
             requests=dict(_request(row) for row in tree["req"]),
             counters=_counts(tree["cnt"], COUNTERS, "cnt"),
             avoided_cpu_ns=_counts(tree["avoid"], AVOIDED, "avoid"),
-            gauges={name: float(value) for name, value in tree["gauge"].items() if name in GAUGES},
+            gauges=decode_gauges(tree["gauge"]),
             histograms={
-                name: Histogram(_count(count, name), _count(total, name), _buckets(buckets, name))
+                name: Histogram(
+                    _count(count, name), _count(total, name), _buckets(buckets, name, len(HISTOGRAMS[name]) + 1)
+                )
                 for name, (count, total, buckets) in tree["hist"].items()
                 if name in HISTOGRAMS
             },
@@ -324,7 +335,7 @@ def _request(row: Any) -> tuple[RequestKey, RequestTotals]:
     if quality not in QUALITIES or outcome not in OUTCOMES:
         raise WireError(f"req: class {quality!r} with outcome {outcome!r} is not known")
     key = RequestKey(_text(variant, "variant"), _text(point, "point"), quality, outcome)
-    return key, RequestTotals(_count(count, "count"), _count(cpu_ns, "cpu_ns"), _buckets(buckets, "req"))
+    return key, RequestTotals(_count(count, "count"), _count(cpu_ns, "cpu_ns"), _buckets(buckets, "req", CPU_BUCKETS))
 
 
 def _batch(row: Any) -> tuple[BatchKey, BatchTotals]:
@@ -341,27 +352,34 @@ def _exemplar(row: Any) -> Exemplar:
     if quality not in QUALITIES:
         raise WireError(f"ex: class {quality!r} is not known")
     durations = _count(total_ns, "ex"), _count(cpu_ns, "ex")
-    return Exemplar(trace_id, _text(variant, "variant"), quality, *durations, float(time_s))
+    return Exemplar(trace_id, _text(variant, "variant"), quality, *durations, _finite(time_s, "ex"))
 
 
 def _counts(tree: Mapping[str, Any], known: Iterable[str], where: str) -> dict[str, int]:
     return {name: _count(tree[name], f"{where}.{name}") for name in known if name in tree}
 
 
-def _buckets(tree: Any, where: str) -> dict[int, int]:
+def _buckets(tree: Any, where: str, number: int) -> dict[int, int]:
+    """`tree` as it is, if it holds counts of the first `number` buckets."""
     if not isinstance(tree, dict):
         raise WireError(f"{where}: no buckets")
     # Most of a snapshot is these: checked without a call for each number.
     for index, count in tree.items():
-        if type(index) is not int or type(count) is not int or index < 0 or count < 0:
+        if type(index) is not int or type(count) is not int or not 0 <= index < number or not 0 <= count <= MAX_COUNT:
             raise WireError(f"{where}: {index!r} to {count!r} is no bucket with its count")
     return tree
 
 
 def _count(value: Any, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_COUNT:
         raise WireError(f"{where}: {value!r} is no count")
     return value
+
+
+def _finite(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise WireError(f"{where}: {value!r} is no number")
+    return float(value)
 
 
 def _text(value: Any, where: str) -> str:

@@ -64,8 +64,8 @@ def test_a_snapshot_fits_a_datagram_whatever_labels_are_used() -> None:
     for totals in usage._requests.values():
         totals.count = totals.cpu_ns = 2**62
         totals.buckets = dict.fromkeys(range(wire.CPU_BUCKETS), 2**32 - 1)
-    for histogram in usage._histograms.values():
-        histogram.buckets = dict.fromkeys(range(17), 2**62)
+    for name, histogram in usage._histograms.items():
+        histogram.buckets = dict.fromkeys(range(len(wire.HISTOGRAMS[name]) + 1), 2**62)
     data = usage.snapshot()
     assert len(data) < wire.MAX_DATAGRAM_BYTES
     assert any(key.variant == OVERFLOW for key in wire.decode_snapshot(data).requests)
@@ -127,6 +127,32 @@ def test_the_increase_between_two_snapshots_never_is_negative() -> None:
 def test_nonsense_is_refused_with_a_wire_error(data: bytes) -> None:
     with pytest.raises(wire.WireError):
         wire.decode_snapshot(data)
+
+
+def absurd(field: str, value: object) -> bytes:
+    """A snapshot of which one field is what no process counts."""
+    tree = wire.unpack(Usage("intents").snapshot())
+    return wire.pack({**tree, field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("req", [["full", "full", "eco", "ok", 1, 7, {10**6: 1}]], "req: 1000000"),
+        ("req", [["full", "full", "eco", "ok", 1, 7, {3: 2**63}]], "req: 3 to"),
+        ("req", [["full", "full", "eco", "ok", 1, 2**64 - 1, {}]], "cpu_ns"),
+        ("req", [["full", "full", "eco", "ok", -1, 7, {}]], "count"),
+        ("hist", {"total": [1, 1, {len(wire.DURATION_BOUNDS_NS) + 1: 1}]}, "total: 17"),
+        ("cnt", {"rows": 2**63}, "cnt.rows"),
+        ("avoid", {"cache": -1}, "avoid.cache"),
+        ("gauge", {"queue_depth": float("nan")}, "gauge.queue_depth"),
+        ("gauge", {"queue_depth": "many"}, "gauge.queue_depth"),
+        ("ex", [["0" * 32, "full", "eco", 1, 1, float("inf")]], "ex: inf"),
+    ],
+)
+def test_a_record_with_a_number_that_no_process_counts_is_refused_whole(field: str, value: object, said: str) -> None:
+    with pytest.raises(wire.WireError, match=said):
+        wire.decode_snapshot(absurd(field, value))
 
 
 @given(st.binary(max_size=300))
