@@ -70,7 +70,12 @@ class Conservation:
         return abs(self.measured_uj - parts_uj) / self.measured_uj if self.measured_uj > 0 else 0.0
 
     def since(self, mark: Conservation) -> Conservation:
-        """What came after `mark`, an earlier reading of the same ledger."""
+        """What came after `mark`, an earlier reading of the same ledger: `pending_uj` alone may be below 0 then, by
+        what was settled of the window that was open at the mark. Raises LedgerError if `mark` is no earlier one.
+        """
+        # What is pending comes and goes; everything else only grows.
+        if any(now < then for now, then in zip(self._row()[:-1], mark._row()[:-1], strict=True)):
+            raise LedgerError("mark: of other books, or of these before they began anew; take a new mark")
         return Conservation(*(now - then for now, then in zip(self._row(), mark._row(), strict=True)))
 
     def _row(self) -> tuple[int, int, int, int, int, int]:
@@ -94,7 +99,10 @@ class Conservation:
             measured, attributed, idle, overhead, other, pending = (int(part) for part in text.split("."))
         except ValueError:
             raise LedgerError("mark: not a mark; pass the field 'mark' of an earlier answer") from None
-        return cls(measured, attributed, idle, overhead, other, pending)
+        mark = cls(measured, attributed, idle, overhead, other, pending)
+        if min(mark._row()) < 0 or pending > measured:
+            raise LedgerError("mark: not a mark; pass the field 'mark' of an earlier answer")
+        return mark
 
 
 @dataclass

@@ -16,13 +16,17 @@ TOLERATED_ERROR = 0.001
 def print_conservation(console: Console, node: NodeAddress, since: str | None) -> int:
     """Print measured joules beside their parts, since a mark that an earlier call printed, or since ever.
 
-    Returns 0 if they agree within 0.1 %, 1 if not or if nobody answers.
+    Returns 0 if they agree within 0.1 %, 1 if not, if nobody answers, or if the mark is none of these books.
     """
     url = f"http://{joined(node.host, node.port)}"
     try:
         given = {} if since is None else {"since": since}
         with httpx.Client(transport=httpx.HTTPTransport(uds=node.socket), timeout=10) as client:
-            books = client.get(f"{url}/conservation", params=given).raise_for_status().json()
+            answer = client.get(f"{url}/conservation", params=given)
+            if answer.status_code == httpx.codes.BAD_REQUEST:
+                console.print(answer.json()["error"], soft_wrap=True)
+                return 1
+            books = answer.raise_for_status().json()
     except httpx.HTTPError as error:
         where = node.socket or url
         console.print(f"no books at {where} ({error}); is the server up? start it with `jouleserve up`", soft_wrap=True)

@@ -15,7 +15,14 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 16
 MAX_HEAD_BYTES = 16_384
 TIMEOUT_SECONDS = 5.0
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
@@ -109,7 +116,11 @@ class HttpServer:
             known = ", ".join(sorted(self._routes))
             return Response(f"not found; there are {known}\n".encode(), status=404)
         headers = {name.strip().lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
-        return handler(Request(url.path, dict(parse_qsl(url.query)), headers.get("accept", "")))
+        try:
+            return handler(Request(url.path, dict(parse_qsl(url.query)), headers.get("accept", "")))
+        except Exception:
+            log.exception("%s failed", url.path)
+            return Response(b"failed; the log of the node process says why\n", status=500)
 
 
 def _encode(response: Response) -> bytes:

@@ -257,11 +257,14 @@ def counters_of(books: Books, version: str) -> dict[Series, float]:
 
 
 def render(books: Books, accept: str, version: str) -> tuple[bytes, str]:
-    """The exposition and its content type, OpenMetrics if `accept` asks for it."""
+    """The exposition and its content type, OpenMetrics if `accept` asks for it; text if it cannot be understood."""
     registry = CollectorRegistry()
     # Registered without describing: the families are unknown before the books are read.
     registry.register(NodeCollector(books, version))
-    encoder, content_type = choose_encoder(accept)
+    try:
+        encoder, content_type = choose_encoder(accept)
+    except TypeError:  # a version that is no number
+        encoder, content_type = choose_encoder("")
     data: bytes = encoder(registry)
     return data, content_type
 

@@ -67,7 +67,15 @@ def test_a_mark_gives_the_law_for_what_came_since() -> None:
     assert (since.measured_uj, since.attributed_uj, since.idle_uj, since.error_ratio) == (500, 300, 200, 0.0)
 
 
-@pytest.mark.parametrize("mark", ["", "1.2.3", "a.b.c.d.e.f"])
+@pytest.mark.parametrize("later", range(5))
+def test_a_mark_that_is_ahead_of_the_books_is_refused_and_nothing_negative_shown(later: int) -> None:
+    now = booked([(1000, 100, 10, 10, 5, 5, None)]).conservation()
+    ahead = [int(part) + (index == later) for index, part in enumerate(now.to_mark().split("."))]
+    with pytest.raises(LedgerError, match="take a new mark"):
+        now.since(Conservation(*ahead))
+
+
+@pytest.mark.parametrize("mark", ["", "1.2.3", "a.b.c.d.e.f", "1.1.1.1.1.-1", "1.1.1.1.1.2"])
 def test_something_that_is_no_mark_is_refused(mark: str) -> None:
     with pytest.raises(LedgerError, match="mark"):
         Conservation.from_mark(mark)

@@ -83,6 +83,9 @@ def test_its_books_are_shown_on_the_command_line(node: Node, settings: Settings)
     said = io.StringIO()
     assert print_conservation(Console(file=said, width=120), settings.node_address, None) == 0
     assert "conservation error" in said.getvalue()
+    ahead = "99999999999999.0.0.0.0.0"
+    assert print_conservation(Console(file=said, width=120), settings.node_address, ahead) == 1
+    assert "take a new mark" in said.getvalue()
     node.stop()
     assert print_conservation(Console(file=said, width=120), settings.node_address, None) == 1
     assert wire.PAGES_SOCKET in said.getvalue()

@@ -206,6 +206,12 @@ def test_openmetrics_is_given_to_who_asks_for_it() -> None:
     assert {family.name for family in parse_openmetrics(data.decode())} == set(METRICS)
 
 
+def test_who_asks_for_what_cannot_be_understood_is_given_text() -> None:
+    data, content_type = render(books(), "application/openmetrics-text; version=abc", "1.2.3")
+    assert content_type.startswith("text/plain")
+    assert {family.name for family in parse_text(data.decode())} == set(METRICS)
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH (Debian package prometheus)")
 def test_promtool_finds_nothing_to_say() -> None:
     data = render(books(), "text/plain", "1.2.3")[0]
