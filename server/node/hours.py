@@ -179,8 +179,13 @@ class HourFiles:
             size = os.fstat(handle).st_size
             if size and os.pread(handle, 1, size - 1) != b"\n":
                 data = b"\n" + data  # a line that a power cut left in the middle
-            os.write(handle, data)
-            os.fsync(handle)
+            try:
+                while data:  # a disk that is nearly full takes a part first, and then nothing
+                    data = data[os.write(handle, data) :]
+                os.fsync(handle)
+            except OSError:
+                os.ftruncate(handle, size)
+                raise
         finally:
             os.close(handle)
 

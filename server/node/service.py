@@ -34,6 +34,7 @@ from server.node.http import JSON, HttpServer, Request, Response
 from server.node.jobs_state import read_jobs_state
 from server.node.metrics import Books, build_version, counters_of, render
 from server.node.model_file import ModelFile
+from server.node.neighbours import neighbours
 from server.node.proctree import ServingTree
 from server.node.recent import RecentLaw
 from server.node.replicas import Replicas
@@ -104,6 +105,8 @@ class NodeService:
         self._source_names = [source.name for source in selection.sources]
         state = node_state.load(settings.state_file)
         self._state = state
+        self._meter.missing_ticks.update(state.missing_ticks)
+        self._meter.unmetered_uj.update(state.unmetered_uj)
         self._idle = IdleModel.fresh(reference.cpu)
         self._idle.restore(state.idle_watts, tuple(d for s in selection.sources for d in s.domains()))
         rate = estimated.dynamic_joules_per_cpu_second() if estimated else None
@@ -154,6 +157,8 @@ class NodeService:
         wire.share_socket(pages)
         node_state.write_atomic(self._settings.run_dir / PORT_FILE, f"{port}\n".encode(), durable=False)
         log.info("metrics on http://%s:%d/metrics, energy by %s", self._settings.host, port, self._source_names)
+        for pid in neighbours(self._settings.proc_root):
+            log.warning("pid %d meters this machine, too, and counts its idling like this one: do not add them up", pid)
         # What lives by now lives as long as the process: keep the collector from walking it again and again.
         gc.collect()
         gc.freeze()
@@ -237,9 +242,10 @@ class NodeService:
             self._pass_time(sum(tick.offered_cpu_ns for tick in ticks) / self._clock.cpus / NANOSECONDS_PER_SECOND)
 
     def _pass_time(self, seconds: float) -> None:
-        """Let the hour go on; a closed one is on disk in the state before it is in its file."""
-        if self._hours.pass_time(time.time(), seconds, self._grid_grams, self._grid.kind):
-            self._persist(durable=True)
+        """Let the hour go on; a closed one is on disk in the state before it is in its file, or else a restart with an
+        older state would close it once more."""
+        closed = self._hours.pass_time(time.time(), seconds, self._grid_grams, self._grid.kind)
+        if closed and self._persist(durable=True):
             self._hours.flush()
 
     def _adopt(self, pid: int, started_ticks: int, with_parent: bool) -> bool:
@@ -272,9 +278,10 @@ class NodeService:
     def _meter_cpu_seconds(self) -> float:
         return self._state.meter_cpu_seconds + time.process_time()
 
-    def _persist(self, *, durable: bool) -> None:
+    def _persist(self, *, durable: bool) -> bool:
+        """Write the state if it is not on disk as it is; False if that failed."""
         if not self._dirty:
-            return
+            return True
         # Half a tick less: timers are never on time to the microsecond, and the next turn is ticks away.
         self._persist_at = self._loop.time() + self._settings.persist_seconds - self._settings.tick_seconds / 2
         state = self._state
@@ -287,13 +294,17 @@ class NodeService:
             pending_uj=self._settlement.pending_by_domain(),
             hours=self._hours.book,
             name=state.name,
+            missing_ticks=self._meter.missing_ticks,
+            unmetered_uj=self._meter.unmetered_uj,
         )
         try:
             node_state.write_atomic(self._settings.state_file, kept.encode(), durable=durable)
-            self._dirty = False
         except OSError as error:
             self._write_failures += 1
             log.error("%s: totals cannot be persisted: %s", self._settings.state_file, error)
+            return False
+        self._dirty = False
+        return True
 
     def _conserved(self) -> Conservation:
         return self._state.ledger.conservation(self._settlement.pending_uj)

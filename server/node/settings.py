@@ -17,8 +17,8 @@ class NodeSettings:
     """What the node process needs to know."""
 
     run_dir: Path
-    """Folder of the running server: lock, grid.json, sockets (if its path is short enough for them, see
-    `wire.socket_dir`), and the ledger unless `state_path` says else.
+    """Folder of the running server: lock, totals, grid.json, and sockets (if its path is short enough for them, see
+    `wire.socket_dir`).
     """
     host: str = "127.0.0.1"
     """Address of /metrics."""
@@ -34,8 +34,6 @@ class NodeSettings:
     """The estimate's power curve, as `jouleserve calibrate` wrote it; None takes the CPU family's coefficients."""
     pue: float = 1.0
     """Power usage effectiveness: grams count every joule this many times; joules stay those of the machine."""
-    state_path: Path | None = None
-    """Where totals are kept; None: `node.json` in the run folder."""
     tick_seconds: float = 1.0
     """Shorter gives finer windows and costs CPU time."""
     persist_seconds: float = 10.0
@@ -61,8 +59,8 @@ class NodeSettings:
 
     @property
     def state_file(self) -> Path:
-        """The file that totals are kept in."""
-        return self.state_path or self.run_dir / "node.json"
+        """The file that totals are kept in: in the run folder, whose lock sees to it that one process writes it."""
+        return self.run_dir / "node.json"
 
     def to_arguments(self) -> list[str]:
         """The command line that `from_arguments` turns back; for whoever starts the process."""
@@ -75,8 +73,6 @@ class NodeSettings:
             arguments.append(f"--cpu-family={self.cpu_family}")
         if self.calibration_path is not None:
             arguments.append(f"--calibration={self.calibration_path}")
-        if self.state_path is not None:
-            arguments.append(f"--state={self.state_path}")
         return arguments
 
     @classmethod
@@ -93,7 +89,6 @@ class NodeSettings:
         parser.add_argument("--cpu-family", default=None)
         parser.add_argument("--calibration", type=Path, default=None)
         parser.add_argument("--pue", type=float, default=cls.pue)
-        parser.add_argument("--state", type=Path, default=None)
         parser.add_argument("--tick-seconds", type=float, default=cls.tick_seconds)
         parser.add_argument("--persist-seconds", type=float, default=cls.persist_seconds)
         parser.add_argument("--proc-root", type=Path, default=cls.proc_root)
@@ -109,7 +104,6 @@ class NodeSettings:
                 cpu_family=given.cpu_family,
                 calibration_path=given.calibration,
                 pue=given.pue,
-                state_path=given.state,
                 tick_seconds=given.tick_seconds,
                 persist_seconds=given.persist_seconds,
                 proc_root=given.proc_root,

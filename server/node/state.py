@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from energy.domains import Domain
 from energy.ledger import Ledger, LedgerError
 from server.node.hours import HourBook
 from server.node.totals import ServingTotals, TotalsError
@@ -40,6 +42,10 @@ class NodeState:
     """Of these totals, wherever they are shown: what goes on where they left off is told from what begins anew."""
     pending_uj: Mapping[str, int] = field(default_factory=dict)
     """By domain: in the ledger's metered energy already, and in a window that was open when this was written."""
+    missing_ticks: Mapping[tuple[Domain, str], int] = field(default_factory=dict)
+    """How often a domain gave no figure, by reason."""
+    unmetered_uj: Mapping[tuple[Domain, str], int] = field(default_factory=dict)
+    """What counters showed and nobody can vouch for, by reason."""
 
     def encode(self) -> bytes:
         """The file's content."""
@@ -53,15 +59,20 @@ class NodeState:
             "pending_uj": dict(self.pending_uj),
             "hours": self.hours.to_json(),
             "name": self.name,
+            "missing_ticks": _rows(self.missing_ticks),
+            "unmetered_uj": _rows(self.unmetered_uj),
         }
-        # Every ten seconds and before every scrape: here a fast encoder pays.
-        return orjson.dumps(tree)
+        try:
+            # Every ten seconds and before every scrape: here a fast encoder pays.
+            return orjson.dumps(tree)
+        except TypeError:  # a whole number beyond its 64 bits
+            return json.dumps(tree).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> NodeState:
         """Turn `encode` back. Raises ValueError."""
         try:
-            tree = orjson.loads(data)
+            tree = json.loads(data)
             if tree["version"] != VERSION:
                 raise ValueError(f"version: {tree['version']!r}, not {VERSION}")
             named = {"name": str(tree["name"])} if "name" in tree else {}
@@ -72,7 +83,10 @@ class NodeState:
                 idle_watts=dict(tree["idle_watts"]),
                 meter_cpu_seconds=float(tree["meter_cpu_seconds"]),
                 hours=HourBook.from_json(tree["hours"]) if "hours" in tree else HourBook(),
-                pending_uj={str(label): _amount(uj) for label, uj in tree.get("pending_uj", {}).items()},
+                pending_uj={str(label): _amount(uj, "pending_uj") for label, uj in tree.get("pending_uj", {}).items()},
+                # Absent in files of releases that did not keep them.
+                missing_ticks=_by_reason(tree.get("missing_ticks", []), "missing_ticks"),
+                unmetered_uj=_by_reason(tree.get("unmetered_uj", []), "unmetered_uj"),
                 **named,
             )
         except (LedgerError, TotalsError, WireError) as error:
@@ -81,9 +95,20 @@ class NodeState:
             raise ValueError(f"{error!r}") from None
 
 
-def _amount(value: Any) -> int:
+def _rows(by_reason: Mapping[tuple[Domain, str], int]) -> list[list[Any]]:
+    return [[one.name, one.device, one.source, reason, amount] for (one, reason), amount in by_reason.items()]
+
+
+def _by_reason(rows: Any, where: str) -> dict[tuple[Domain, str], int]:
+    return {
+        (Domain(str(name), str(device), str(source)), str(reason)): _amount(amount, where)
+        for name, device, source, reason, amount in rows
+    }
+
+
+def _amount(value: Any, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"pending_uj: {value!r} is no amount of microjoules")
+        raise ValueError(f"{where}: {value!r} is no amount")
     return value
 
 

@@ -78,6 +78,8 @@ class World:
     def _start_node(self, state: NodeState) -> None:
         self.state = state
         self.meter = Meter([self.source])
+        self.meter.missing_ticks.update(state.missing_ticks)
+        self.meter.unmetered_uj.update(state.unmetered_uj)
         self.books = Settlement(state.ledger, state.totals, IdleModel.fresh(FAMILY), pue=1.3)
         self.books.remembered = dict(state.settled)
         for replica in self.replicas:
@@ -91,6 +93,8 @@ class World:
             totals=self.state.totals,
             settled=self.books.settled_snapshots(),
             pending_uj=self.books.pending_by_domain(),
+            missing_ticks=self.meter.missing_ticks,
+            unmetered_uj=self.meter.unmetered_uj,
         )
         return kept.encode()
 
@@ -263,6 +267,8 @@ class World:
             **{f"metered {key.label}": uj for key, uj in ledger.metered_uj.items()},
             **{f"requests {key}": count for key, count in totals.requests.items()},
             "overhead": ledger.overhead_uj,
+            **{f"missing {key.label} {why}": ticks for (key, why), ticks in self.meter.missing_ticks.items()},
+            **{f"unmetered {key.label} {why}": uj for (key, why), uj in self.meter.unmetered_uj.items()},
         }
         went_back = {key: (was, shown.get(key)) for key, was in self.shown.items() if shown.get(key, -1) < was}
         assert not went_back, f"counters went back: {went_back}"

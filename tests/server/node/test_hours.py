@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,23 @@ def test_a_line_that_a_power_cut_left_in_the_middle_spoils_no_other(tmp_path: Pa
         stream.write(b'{"version":1,"num')
     kept.second(NOON_S + 7200, 10.0)
     assert [hour for hour, _ in joules(lines(tmp_path))] == ["12", "13"]
+
+
+def test_a_disk_that_takes_half_a_line_keeps_the_hour_for_later(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    for second in (0, 1, 3600):
+        kept.second(NOON_S + second, 10.0)
+    (path,) = tmp_path.glob("*.jsonl")
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+    try:
+        kept.second(NOON_S + 7200, 10.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    kept.second(NOON_S + 10_800, 10.0)
+    assert joules(lines(tmp_path)) == [("12", 20.0), ("13", 10.0), ("14", 10.0)]
 
 
 def test_a_clock_that_goes_back_gives_an_hour_two_lines_that_add_up(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -185,6 +186,15 @@ def assert_nothing_went_back(before: Samples, node: Node) -> None:
     assert {key: (was, after.get(key)) for key, was in before.items() if after.get(key, -1.0) < was} == {}
 
 
+def lint(node: Node) -> str:
+    """What `promtool check metrics` says of a scrape; nothing where there is no promtool."""
+    if shutil.which("promtool") is None:
+        return ""
+    with urlopen(f"{node.url}/metrics", timeout=PATIENCE_S) as scrape:
+        done = subprocess.run(["promtool", "check", "metrics"], input=scrape.read(), capture_output=True, timeout=30)
+    return (done.stdout + done.stderr).decode()
+
+
 def answered(node: Node) -> float:
     return node.value("jouleserve_requests_total", variant="full", outcome="ok")
 
@@ -212,6 +222,7 @@ def test_requests_of_two_replicas_get_their_joules_and_the_books_balance(tmp_pat
             stem = next((name.removesuffix(e) for e in ends if name.endswith(e)), name)
             assert stem in METRICS, f"{name} is not in docs/metrics.md"
             assert {label for label, _ in pairs} - {"le"} == set(METRICS[stem][1]), name
+        assert lint(node) == ""
         law = conservation(node.url, since=mark)
         parts = [law[f"{part}_joules"] for part in ("attributed", "idle", "overhead", "other", "pending")]
         assert law["measured_joules"] > 0
@@ -379,6 +390,12 @@ def test_a_second_node_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert (run_dir / LOCK_FILE).exists()
 
 
+def test_a_second_node_on_the_same_machine_says_that_both_count_its_idling(tmp_path: Path) -> None:
+    with running(tmp_path / "one", 0) as (first, _), running(tmp_path / "two", 0) as (second, _):
+        assert f"pid {first.process.pid} meters this machine, too" in second.log.read_text()
+        assert f"pid {second.process.pid} meters" not in first.log.read_text()
+
+
 def test_it_leaves_when_the_driver_and_all_replicas_are_gone(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
@@ -416,7 +433,17 @@ def test_only_its_paths_are_served_and_only_to_get(tmp_path: Path) -> None:
     with running(tmp_path / "run", 0) as (node, _):
         with urlopen(f"{node.url}/healthz", timeout=PATIENCE_S) as answer:
             assert json.load(answer)["sources"] == ["estimated"]
-        for path, data, status in (("/", None, 404), ("/metrics", b"x", 405), ("/conservation?since=x", None, 400)):
+        refusals = [("/", None, 404), ("/metrics", b"x", 405)]
+        marks = (
+            "x",
+            "9" * 5000,
+            ".".join(["9" * 400] * 6),
+            "1.0.0.0.0." + "9" * 20,
+            "99999999999.0.0.0.0.0",
+            "1.-1.0.0.0.0",
+        )
+        refusals += [(f"/conservation?since={mark}", None, 400) for mark in marks]
+        for path, data, status in refusals:
             with pytest.raises(HTTPError) as refused:
                 urlopen(node.url + path, data=data, timeout=PATIENCE_S)
             assert refused.value.code == status

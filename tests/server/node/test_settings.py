@@ -22,7 +22,6 @@ def test_a_command_line_turns_back_into_the_settings_it_came_from() -> None:
         energy_source="rapl",
         cpu_family="haswell",
         pue=1.3,
-        state_path=Path("/var/x.json"),
         tick_seconds=0.5,
         persist_seconds=3.0,
         proc_root=Path("/p"),

@@ -27,6 +27,7 @@ def kept() -> NodeState:
     state.ledger.meter({CPU: 12345})
     state.totals.add(increase(snapshot, None))
     state.totals.late_records = 3
+    state.missing_ticks, state.unmetered_uj = {(CPU, "gap"): 2}, {(CPU, "gap"): 40}
     return state
 
 
@@ -37,6 +38,13 @@ def test_everything_comes_back_from_disk(tmp_path: Path) -> None:
     assert loaded == state
     assert loaded.name == state.name != NodeState().name
     assert os.listdir(tmp_path) == ["node.json"]
+
+
+def test_totals_beyond_64_bits_are_kept_too(tmp_path: Path) -> None:
+    state = kept()
+    state.totals.dropped_cpu_ns = 2**64 + 1
+    node_state.write_atomic(tmp_path / "node.json", state.encode(), durable=True)
+    assert node_state.load(tmp_path / "node.json") == state
 
 
 def test_texts_of_the_class_standard_are_those_that_came_to_the_engine_without_jobs() -> None:
