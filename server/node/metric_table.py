@@ -91,7 +91,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_unmetered_joules": (
         COUNTER,
         ("domain", "device", "source", "reason"),
-        "What a counter showed over a gap, a reset or an implausible step: at least that, and in no other figure.",
+        "What a counter showed over a gap, a reset, a jump or an implausible step, which nobody can vouch for: it may"
+        " have been more or less. In no other figure.",
     ),
     "jouleserve_dynamic_joules_per_cpu_second": (
         GAUGE,

@@ -84,8 +84,8 @@ def make_report(period: Period, assumed: Assumptions) -> Report:
         carbon=carbon,
         sci=sci,
         returns=_returns(period, energy, assumed),
-        by_account=_by_account(period),
-        hourly=tuple(_hourly(row) for row in period.rows),
+        by_account=_by_account(period, energy.source),
+        hourly=tuple(_hourly(row, energy.source) for row in period.rows),
         notes=_notes(period, energy),
     )
 
@@ -294,7 +294,7 @@ def _compiling(costs: Sequence[Mapping[str, Any]], joules: float, variants: int)
     return Figure.banded("compiling the variants, once", joules / JOULES_PER_KWH, "kWh", words, band)
 
 
-def _by_account(period: Period) -> tuple[Mapping[str, Any], ...]:
+def _by_account(period: Period, source: str) -> tuple[Mapping[str, Any], ...]:
     labels = ("model", "variant", "class", "outcome")
     dynamic = period.by("jouleserve_attributed_joules_total", *labels)
     loaded = period.by("jouleserve_loaded_joules_total", *labels)
@@ -305,12 +305,13 @@ def _by_account(period: Period) -> tuple[Mapping[str, Any], ...]:
             "texts": counted.get(key, 0.0),
             "dynamic_joules": dynamic.get(key, 0.0),
             "loaded_joules": loaded.get(key, 0.0),
+            "source": source,
         }
         for key in sorted({*dynamic, *loaded, *counted})
     )
 
 
-def _hourly(row: HourRow) -> Mapping[str, Any]:
+def _hourly(row: HourRow, source: str) -> Mapping[str, Any]:
     attributed = row_sum(row, "jouleserve_attributed_joules_total")
     idle = sum(
         value
@@ -326,7 +327,9 @@ def _hourly(row: HourRow) -> Mapping[str, Any]:
         "idle_joules": idle,
         "overhead_joules": overhead,
         "other_joules": other,
+        "source": source,
         "grams_per_kwh": row.intensity,
+        "intensity_source": joined(row.intensity_kinds),
     }
 
 
@@ -358,7 +361,10 @@ def _notes(period: Period, energy: _Energy) -> tuple[str, ...]:
     ]
     if missing:
         words = ", ".join(f"{domain} {reason} {ticks:g}" for (domain, reason), ticks in missing.items())
-        notes.append(f"Ticks without a figure: {words}; at least {unmetered:.6g} J are in no other number.")
+        notes.append(
+            f"Ticks without a figure: {words}; what counters showed in them that nobody can vouch for,"
+            f" {unmetered:.6g} J, is in no other number."
+        )
     return tuple(notes)
 
 

@@ -65,10 +65,11 @@ def _sections(report: Report) -> list[tuple[str, Sequence[str], tuple[str, ...],
         (
             *(str(row[key]) for key in ("model", "variant", "class", "outcome")),
             *(shown(row[key]) for key in ("texts", "dynamic_joules", "loaded_joules")),
+            row["source"],
         )
         for row in report.by_account
     ]
-    columns = ("model", "variant", "class", "outcome", "texts", "dynamic J", "fully loaded J")
+    columns = ("model", "variant", "class", "outcome", "texts", "dynamic J", "fully loaded J", "joules by")
     sci = _figure_rows(report.sci)
     no_sci = () if sci else ("No score: it needs answered requests and an intensity of the grid.",)
     return [

@@ -135,17 +135,21 @@ def _matrix(client: httpx.Client, query: str, first: int, last: int) -> Matrix:
 
 
 def _row(hour: str, counters: Mapping[Series, float], gauges: Mapping[str, Any], minutes: _Minutes) -> HourRow:
-    def by(name: str, label: str) -> dict[str, float]:
+    def by(name: str, *wanted: str) -> dict[tuple[str, ...], float]:
         """The largest of all machines'."""
-        found: dict[str, float] = {}
+        found: dict[tuple[str, ...], float] = {}
         for labels, values in gauges[name]:
             if hour in values:
-                found[labels.get(label, "")] = max(values[hour], found.get(labels.get(label, ""), 0.0))
+                key = tuple(labels.get(label, "") for label in wanted)
+                found[key] = max(values[hour], found.get(key, 0.0))
         return found
+
+    def by_source(name: str) -> dict[str, float]:
+        return {source: value for (source,), value in by(name, "source").items()}
 
     grid = [labels for labels, values in minutes.known if hour in values]
     pue = [values[hour] for _, values in gauges["jouleserve_power_usage_effectiveness_ratio"] if hour in values]
-    joules, cpu_seconds = (by(f"jouleserve_compile_{what}", "variant") for what in ("joules", "cpu_seconds"))
+    joules, cpu_seconds = (by(f"jouleserve_compile_{what}", "model", "variant") for what in ("joules", "cpu_seconds"))
     return HourRow(
         hour=hour,
         seconds=minutes.metered_s(hour),
@@ -153,13 +157,19 @@ def _row(hour: str, counters: Mapping[Series, float], gauges: Mapping[str, Any],
         intensity=minutes.intensity(hour),
         intensity_kinds=minutes.kinds(hour),
         pue=max(pue, default=1.0),
-        uncertainty=by("jouleserve_energy_relative_uncertainty_ratio", "source"),
-        dynamic_uncertainty=by("jouleserve_dynamic_relative_uncertainty_ratio", "source"),
+        uncertainty=by_source("jouleserve_energy_relative_uncertainty_ratio"),
+        dynamic_uncertainty=by_source("jouleserve_dynamic_relative_uncertainty_ratio"),
         zone=grid[-1].get("zone", "") if grid else "",
         provider=grid[-1].get("provider", "") if grid else "",
         compiled=tuple(
-            {"variant": name, "joules": joules.get(name), "cpu_seconds": cpu_seconds.get(name), "source": None}
-            for name in sorted({*joules, *cpu_seconds})
+            {
+                "model": model,
+                "variant": variant,
+                "joules": joules.get((model, variant)),
+                "cpu_seconds": cpu_seconds.get((model, variant)),
+                "source": None,
+            }
+            for model, variant in sorted({*joules, *cpu_seconds})
         ),
         machines=minutes.mean_machines(hour),
     )

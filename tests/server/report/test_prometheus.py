@@ -23,6 +23,7 @@ GAUGES = (
     ("jouleserve_dynamic_relative_uncertainty_ratio", {"source": "rapl"}, 0.04),
     ("jouleserve_compile_joules", {"model": "intents", "variant": "lite"}, 7200.0),
 )
+ANOTHER_FAMILY = ("jouleserve_compile_joules", {"model": "reviews", "variant": "lite"}, 3600.0)
 
 pytestmark = needs_prometheus
 
@@ -61,7 +62,7 @@ def scrape(
             time_s = start + number * 3600 + second
             for key, value in grown.items():
                 put(key[0], dict(key[1]), before[key] + value * second / 3600, time_s)
-            for name, labels, value in GAUGES:
+            for name, labels, value in (*GAUGES, *([ANOTHER_FAMILY] if instance == "b:9400" else [])):
                 put(name, labels, value, time_s)
             cached = cached_from_s <= second < 3600
             zone = {"zone": "DE", "provider": "replay", "kind": "cached" if cached else "live"}
@@ -114,6 +115,14 @@ def test_an_hour_counts_as_long_as_a_machine_was_there_and_readings_by_how_long_
     assert intensity == pytest.approx((30 * 100 + 10 * 400) / 40, rel=0.04)
     (life,) = (one.source for one in report.sci if one.name.startswith("TS"))
     assert life.startswith("1.2 metered hours of machines")
+
+
+def test_variants_of_the_same_name_of_two_families_each_have_their_compile_cost(
+    prometheus: str, tmp_path: Path
+) -> None:
+    report = run(tmp_path, prometheus, "2026-11-30T10:00", "2026-11-30T11:00", Inputs(0.5, "EUR"), tmp_path / "out")
+    (compiling,) = (one for one in report.returns if one.name.startswith("compiling"))
+    assert compiling.value == pytest.approx((7200 + 3600) / KWH)
 
 
 def test_a_password_in_the_address_stands_nowhere(prometheus: str, tmp_path: Path) -> None:

@@ -126,6 +126,10 @@ def test_every_number_names_its_source_in_every_form(tmp_path: Path) -> None:
             assert figure["source"]
             assert figure["name"] in text
             assert figure["name"].replace("'", "&#x27;") in page
+    assert {row["source"] for row in (*tree["by_account"], *tree["hourly"])} == {"rapl"}
+    assert {row["intensity_source"] for row in tree["hourly"]} == {"live"}
+    assert "joules by |" in text
+    assert "joules by</th>" in page
 
 
 def test_the_page_is_well_formed_has_plots_and_fetches_nothing(tmp_path: Path) -> None:
@@ -196,6 +200,13 @@ def test_what_cannot_be_reported_is_said_with_a_remedy(tmp_path: Path, begin: st
     folder = two_hours(tmp_path)
     with pytest.raises(ReportError, match=said):
         run(folder, None, begin, end, INPUTS, tmp_path / "out")
+
+
+@pytest.mark.parametrize("field", ["tariff_per_kwh", "embodied_kg", "lifespan_years", "resource_share"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_an_input_that_is_no_amount_is_named(field: str, value: float) -> None:
+    with pytest.raises(ReportError, match=field):
+        Inputs(**{"tariff_per_kwh": 0.3, "currency": "EUR", field: value})  # type: ignore[arg-type]
 
 
 def test_a_local_time_is_taken_to_utc() -> None:
