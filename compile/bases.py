@@ -51,7 +51,7 @@ class ScratchBase(Strict):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in FAMILIES:
-            raise ValueError(f"'{value}' is no family; give one of {sorted(FAMILIES)}")
+            raise ValueError(f"'{value}' is no family; give one of {', '.join(sorted(FAMILIES))}")
         return value
 
     @model_validator(mode="after")
@@ -167,7 +167,7 @@ def _folder(name: str, files: tuple[str, ...]) -> Path:
     elif hub_id is not None and not name.startswith((".", "/")):
         path = _hub(hub_id["name"], hub_id["revision"], files if WEIGHTS not in files else _FILES)
     else:
-        remedy = f"give one of {sorted(PACKAGED)}, a folder, or a hub id owner/name"
+        remedy = f"give {' or '.join(sorted(PACKAGED))}, a folder, or a hub id owner/name"
         raise BaseError("base", f"'{name}' is neither packaged, nor a folder, nor a hub id", remedy)
     missing = [file for file in files if not (path / file).is_file()]
     if WEIGHTS in missing:

@@ -178,7 +178,7 @@ def load_recipe(path: Path, overrides: Mapping[str, str] | None = None, env: Map
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(str(path), f"cannot be read ({error})", "give the path of a recipe file") from error
+        raise RecipeError(str(path), f"cannot be read ({_reason(error)})", "give the path of a recipe file") from error
     except yaml.YAMLError as error:
         raise RecipeError(str(path), f"is not YAML ({error})", "correct the file") from error
     if not isinstance(raw, dict):
@@ -210,13 +210,20 @@ def parse_recipe(raw: dict[str, Any], overrides: Mapping[str, str] | None, env: 
     return recipe
 
 
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return str(error) if isinstance(error, UnicodeDecodeError) else error.strerror or str(error)
+
+
 def _named(error: ValidationError, values: Mapping[str, Any]) -> RecipeError:
     """The first thing that is wrong, by the name it has in the file."""
     first = error.errors()[0]
     location = _as_written(first["loc"], values)
     field = ".".join(str(part) for part in location) or "recipe"
     if first["type"] != "extra_forbidden":
-        return RecipeError(field, first["msg"].removeprefix("Value error, "), "correct this field of the recipe")
+        found = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_pattern_mismatch":
+            found = f"{first['input']!r} does not match {first['ctx']['pattern']}"
+        return RecipeError(field, found, "correct this field of the recipe")
     if len(location) > 2 and location[-3] == "passes":
         return RecipeError(field, "no such pass", f"choose among {', '.join(KINDS)}")
     return RecipeError(field, "no such field", "remove it, or see compile/recipe.py for the fields")

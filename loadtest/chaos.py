@@ -20,7 +20,7 @@ from loadtest.client import Question
 from loadtest.demo_family import FAMILY, compile_demo_family
 from loadtest.served import Served, serve
 from loadtest.standing import Figure, show
-from loadtest.texts import read_questions
+from loadtest.texts import read_questions, texts_file
 from models.store import Store
 
 CASES = ("overload", "versions", "settings", "poison", "leaving", "signals", "kills")
@@ -122,7 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, default=Path("var/store"))
     parser.add_argument("--family", default=FAMILY)
-    parser.add_argument("--texts", type=Path, help=".csv, .parquet or .txt with distinct texts (default: the demo's)")
+    parser.add_argument(
+        "--texts", type=texts_file, help=".csv, .parquet or .txt with distinct texts (default: the demo's)"
+    )
     parser.add_argument("--only", nargs="+", choices=CASES, help="not all cases")
     parser.add_argument("--edge", action="store_true", help="edge mode, but for the kills")
     parser.add_argument("--objective-ms", type=float, default=500.0)

@@ -30,7 +30,7 @@ from loadtest.demo_family import compile_demo_family
 from loadtest.demo_tables import read_metrics
 from loadtest.load.figures import Mark, grown, mark, per_answer
 from loadtest.served import Served, serve
-from loadtest.texts import popular, read_questions
+from loadtest.texts import popular, read_questions, texts_file
 from models.store import write_atomic
 
 SETTLE_S = 2.2
@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each run")
     parser.add_argument("--out", type=Path, default=Path("docs/curves.json"), help="the plot goes beside it as .svg")
     parser.add_argument(
-        "--texts", type=Path, help="texts that suit the family in the store; else the demo's is compiled"
+        "--texts", type=texts_file, help="texts that suit the family in the store; else the demo's is compiled"
     )
     given = parser.parse_args()
     questions = given.texts or given.folder / "questions.csv"

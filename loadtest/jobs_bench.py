@@ -35,7 +35,7 @@ from loadtest.demo_tables import read_metrics
 from loadtest.http import HTTP
 from loadtest.served import free_port, interruptible
 from loadtest.standing import Figure, at_least, at_most, show
-from loadtest.texts import read_questions
+from loadtest.texts import read_questions, texts_file
 from models.store import write_atomic
 
 HOUR = timedelta(hours=1)
@@ -289,7 +289,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25.0, help="real time of the week")
     parser.add_argument("--store", type=Path, default=Path("var/store"))
     parser.add_argument("--family", default=FAMILY)
-    parser.add_argument("--texts", type=Path, help=".csv, .parquet or .txt with distinct texts (default: the demo's)")
+    parser.add_argument(
+        "--texts", type=texts_file, help=".csv, .parquet or .txt with distinct texts (default: the demo's)"
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     start = parse_utc(options.start)

@@ -30,7 +30,7 @@ from loadtest.demo_family import FAMILY, compile_demo_family
 from loadtest.open_loop import OpenLoop
 from loadtest.pairs import Pair, Part, interval, paired, ratio_of, typical_ratio
 from loadtest.served import Served, serve
-from loadtest.texts import read_questions
+from loadtest.texts import read_questions, texts_file
 from models.store import write_atomic
 
 WARM_UP_S = 3.0
@@ -132,7 +132,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("var/store"))
     parser.add_argument("--family", default=FAMILY)
-    parser.add_argument("--texts", type=Path, help=".csv, .parquet or .txt with distinct texts (default: the demo's)")
+    parser.add_argument(
+        "--texts", type=texts_file, help=".csv, .parquet or .txt with distinct texts (default: the demo's)"
+    )
     parser.add_argument("--share", type=float, default=0.3, help="of the capacity that the clients use")
     parser.add_argument("--seconds", type=float, default=15.0, help="of a slice")
     parser.add_argument("--pairs", type=int, default=6)

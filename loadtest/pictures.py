@@ -23,7 +23,7 @@ from loadtest.demo import settings_of
 from loadtest.demo_family import compile_demo_family
 from loadtest.http import HTTP
 from loadtest.served import Served, free_port, serve
-from loadtest.texts import classes, popular, read_questions
+from loadtest.texts import classes, popular, read_questions, texts_file
 
 MOST_BYTES = 200_000
 SCRAPE_S = 2
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("var/store"))
     parser.add_argument("--folder", type=Path, default=Path("var/pictures"))
     parser.add_argument(
-        "--texts", type=Path, help="texts that suit the family in the store; else the demo's is compiled"
+        "--texts", type=texts_file, help="texts that suit the family in the store; else the demo's is compiled"
     )
     parser.add_argument("--dashboards", type=Path, default=Path("helm/jouleserve/dashboards"))
     parser.add_argument("--rows", type=int, default=27, help="height of a dashboard's picture in Grafana's grid units")

@@ -19,7 +19,7 @@ from loadtest.demo_family import FAMILY, compile_demo_family
 from loadtest.open_loop import offer
 from loadtest.served import Served, serve
 from loadtest.standing import Counters, Figure, at_least, at_most, only, show
-from loadtest.texts import read_questions
+from loadtest.texts import read_questions, texts_file
 from loadtest.tree import read_tree
 
 MOST_GROWTH_MIB = 50.0
@@ -69,7 +69,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, default=Path("var/store"))
     parser.add_argument("--family", default=FAMILY)
-    parser.add_argument("--texts", type=Path, help=".csv, .parquet or .txt with distinct texts (default: the demo's)")
+    parser.add_argument(
+        "--texts", type=texts_file, help=".csv, .parquet or .txt with distinct texts (default: the demo's)"
+    )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--edge", action="store_true", help="edge mode")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="a server setting, key=value")

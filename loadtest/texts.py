@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from loadtest.client import Question
+
+
+def texts_file(name: str) -> Path:
+    """A file of texts, as the type of an option: one that is not there is an error of the command line."""
+    path = Path(name)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{name} does not exist; give a .csv, .parquet or .txt of texts")
+    return path
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -49,7 +49,7 @@ def pairs_of(words: Sequence[str]) -> list[tuple[float, float]]:
         try:
             pairs.append((float(load), float(watts)))
         except ValueError:
-            raise CalibrationError(f"watts: {word!r}; write LOAD=WATTS, for example 0.5=61.2") from None
+            raise CalibrationError(f"--watts: {word!r} is not LOAD=WATTS; write for example 0.5=61.2") from None
     return pairs
 
 

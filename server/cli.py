@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from energy.calibration import CalibrationError
@@ -32,6 +33,8 @@ errors = Console(stderr=True)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML settings file (default: jouleserve.yaml).")]
 SetOption = Annotated[list[str], typer.Option("--set", help="One setting, as section.field=value. Repeatable.")]
+FamilyOption = Annotated[str | None, typer.Option("--family", help="Name of the family (model.family).")]
+StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of published families (model.store).")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -49,8 +52,12 @@ def common(
     """What every command has in common."""
 
 
-def _settings(config: Path | None, assignments: Sequence[str]) -> LoadedSettings:
-    return load(config, assignments_of(assignments))
+def _settings(
+    config: Path | None, assignments: Sequence[str], named: Mapping[str, object] | None = None
+) -> LoadedSettings:
+    """The settings; `named` are those that a command has options for, None where an option is not given."""
+    given = {key: str(value) for key, value in (named or {}).items() if value is not None}
+    return load(config, {**assignments_of(assignments), **given})
 
 
 def assignments_of(assignments: Sequence[str]) -> dict[str, Any]:
@@ -66,8 +73,8 @@ def assignments_of(assignments: Sequence[str]) -> dict[str, Any]:
 
 @app.command()
 def up(
-    family: Annotated[str | None, typer.Option(help="Family to serve (model.family).")] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of published families (model.store).")] = None,
+    family: FamilyOption = None,
+    store: StoreOption = None,
     edge: Annotated[bool, typer.Option("--edge", help="One process without Ray: small machines, low rates.")] = False,
     grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC (server.grpc_port); none by default.")] = None,
     config: ConfigOption = None,
@@ -75,8 +82,7 @@ def up(
 ) -> None:
     """Start the server and serve until Ctrl-C."""
     named = {"model.family": family, "model.store": store, "server.grpc_port": grpc_port}
-    given = [f"{key}={value}" for key, value in named.items() if value is not None]
-    settings = _settings(config, [*assign, *given]).settings
+    settings = _settings(config, assign, named).settings
     set_up_logging(settings.server.log_level)
 
     def say(line: str) -> None:
@@ -105,7 +111,9 @@ def tune(
     ] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Go back to before the last change.")] = False,
     to: Annotated[int | None, typer.Option(min=0, help="Go back to this version.")] = None,
-    history: Annotated[bool, typer.Option("--history", help="Who changed what when.")] = False,
+    history: Annotated[bool, typer.Option("--history", help="Show who changed what, and when.")] = False,
+    family: FamilyOption = None,
+    store: StoreOption = None,
     config: ConfigOption = None,
     assign: SetOption = [],  # noqa: B006
 ) -> None:
@@ -115,18 +123,21 @@ def tune(
 
     if sum((bool(changes), undo, to is not None, history)) > 1:
         raise SettingsError(["tune: assignments, --undo, --to and --history exclude each other; give one of them"])
-    settings = _settings(config, assign).settings
+    wanted = assignments_of(changes or [])
+    settings = _settings(config, assign, {"model.family": family, "model.store": store}).settings
     path = settings.tuning_path
     if history:
-        console.print(_history_table(audit.read(tuning.audit_path(path))))
+        entries = audit.read(tuning.audit_path(path))
+        console.print(_history_table(entries) if entries else f"{tuning.audit_path(path)}: no server ran here yet")
         return
-    if not changes and not undo and to is None:
-        console.print_json(data=tuning.load(path).to_user_config())
+    in_force = tuning.load(path)
+    if not wanted and not undo and to is None:
+        console.print_json(data=in_force.to_user_config())
         return
     model = settings.model
     version, _ = Store(model.store).open_newest_sound(model.family, model.version)
     check = check_points(point.name for point in version.manifest.points)
-    taken = tuning.tune(path, assignments_of(changes), check) if changes else tuning.undo(path, check, to=to)
+    taken = tuning.tune(path, wanted, check) if wanted else tuning.undo(path, check, to=to)
     console.print(
         f"taken as version {taken.version}: {path}; replicas follow within about two seconds. Back: jouleserve tune"
         " --undo. It lasts until the server stops; to keep it, write it into the settings file.",
@@ -167,7 +178,7 @@ def make_report(
     ] = None,
     prometheus: Annotated[str | None, typer.Option(help="URL of a Prometheus that scrapes /metrics, instead.")] = None,
     tariff: Annotated[float, typer.Option(min=0, max=1e9, help="Price of a kWh.")] = 0.30,
-    currency: Annotated[str, typer.Option(help="Of the tariff.")] = "EUR",
+    currency: Annotated[str, typer.Option(help="Currency of the tariff.")] = "EUR",
     embodied_kg: Annotated[
         float | None, typer.Option(min=0, max=1e6, help="kgCO2e of the server's manufacture.")
     ] = None,
@@ -234,9 +245,10 @@ def replay(
         str, typer.Option(help="flat, diurnal, a CSV of times and requests, or a Prometheus server's address.")
     ] = "flat",
     rate: Annotated[float, typer.Option(min=0, max=1e9, help="Mean requests a second of flat and diurnal load.")] = 1.0,
-    family: Annotated[str | None, typer.Option(help="Family whose operating points are replayed.")] = None,
+    family: FamilyOption = None,
     small_share: Annotated[
-        float | None, typer.Option(help="Instead of a family: a cheaper point at this share of the joules.")
+        float | None,
+        typer.Option(help="Instead of a family's points: a full one, and one at this share of its joules."),
     ] = None,
     policy: Annotated[list[str], typer.Option(help="Policy to replay; repeatable.")] = [],  # noqa: B006
     sweep: Annotated[bool, typer.Option("--sweep", help="Draw the frontier over the thresholds.")] = False,
@@ -244,9 +256,9 @@ def replay(
     utc_offset: Annotated[
         float, typer.Option(min=-14, max=14, help="Local time's offset in hours, for diurnal load.")
     ] = 0.0,
-    stale_hours: Annotated[float, typer.Option(min=0, max=8784, help="Readings come so late.")] = 0.0,
+    stale_hours: Annotated[float, typer.Option(min=0, max=8784, help="Hours by which readings come late.")] = 0.0,
     outage_hours: Annotated[
-        float, typer.Option(min=0, max=174, help="Once a week or so the feed is dead for so long.")
+        float, typer.Option(min=0, max=174, help="Hours for which the feed is dead, about once a week.")
     ] = 0.0,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a plot (needs matplotlib).")] = None,
@@ -257,8 +269,7 @@ def replay(
     from server.replay import command, frontier, report
     from server.replay.simulate import Faults
 
-    named = [] if family is None else [f"model.family={family}"]
-    settings = _settings(config, [*assign, *named]).settings
+    settings = _settings(config, assign, {"model.family": family}).settings
     points = command.family_points(settings.model) if small_share is None else command.made_up_points(small_share)
     chosen = [frontier.changed(settings.shaping, policy=name) for name in policy] or [settings.shaping]
     course, figures, trials = command.run(
@@ -288,24 +299,34 @@ def replay(
 
 
 @models_app.command("list")
-def list_models(config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
+def list_models(store: StoreOption = None, config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
     """Families and versions in the store."""
-    store = Store(_settings(config, assign).settings.model.store)
+    opened = Store(_settings(config, assign, {"model.store": store}).settings.model.store)
+    families = opened.families()
+    if not families:
+        nothing = f"{opened.root}: nothing is published; compile a family with `jouleserve-compile run RECIPE`"
+        console.print(nothing, highlight=False, soft_wrap=True, markup=False)
+        return
     table = Table("family", "version", "current", "points")
-    for family in store.families():
-        for name in store.versions(family):
+    for family in families:
+        for name in opened.versions(family):
             try:
-                points = ", ".join(point.name for point in store.open(family, name).manifest.points)
-            except (StoreError, StartError) as error:
-                points = f"refused: {error}"
-            table.add_row(family, name, "yes" if name == store.current(family) else "", points)
+                points = ", ".join(point.name for point in opened.open(family, name).manifest.points)
+            except StoreError as error:
+                points = escape(f"refused: {error}")
+            table.add_row(family, name, "yes" if name == opened.current(family) else "", points)
     console.print(table)
 
 
 @models_app.command("verify")
-def verify_models(config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
+def verify_models(
+    family: FamilyOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    assign: SetOption = [],  # noqa: B006
+) -> None:
     """Compute every digest of the version that would be served; exit code 2 if a byte differs."""
-    model = _settings(config, assign).settings.model
+    model = _settings(config, assign, {"model.family": family, "model.store": store}).settings.model
     version = Store(model.store).open(model.family, model.version)
     files = list(version.manifest.files())
     size_mb = sum(ref.size_bytes for ref in files) / 1e6
@@ -315,24 +336,32 @@ def verify_models(config: ConfigOption = None, assign: SetOption = []) -> None: 
 @models_app.command("fetch")
 def fetch_model(
     url: Annotated[str, typer.Argument(help="Another store: s3://…, gs://…, http://…, file://…, or a folder.")],
+    family: FamilyOption = None,
+    store: StoreOption = None,
     config: ConfigOption = None,
     assign: SetOption = [],  # noqa: B006
 ) -> None:
     """Bring the family's current version (or model.version) from another store, verify it, make it current."""
     from models.remote import fetch
 
-    model = _settings(config, assign).settings.model
+    model = _settings(config, assign, {"model.family": family, "model.store": store}).settings.model
     version = fetch(url, Store(model.store), model.family, model.version)
     console.print(f"{model.family}: {version.name} is sound and current in {model.store}; serve it: jouleserve up")
 
 
 @models_app.command("use")
-def use_model(version: str, config: ConfigOption = None, assign: SetOption = []) -> None:  # noqa: B006
+def use_model(
+    version: Annotated[str, typer.Argument(help="Name of a version, as `jouleserve models list` shows it.")],
+    family: FamilyOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    assign: SetOption = [],  # noqa: B006
+) -> None:
     """Make VERSION the current one (also how to roll back); a running server follows within seconds."""
-    model = _settings(config, assign).settings.model
-    store = Store(model.store)
-    store.open(model.family, version)
-    store.set_current(model.family, version)
+    model = _settings(config, assign, {"model.family": family, "model.store": store}).settings.model
+    opened = Store(model.store)
+    opened.open(model.family, version)
+    opened.set_current(model.family, version)
     console.print(f"{model.family}: {version} is current")
 
 

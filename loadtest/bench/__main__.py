@@ -35,7 +35,7 @@ from loadtest.peers.contestant import Contestant, DidNotStart, Running
 from loadtest.peers.model import ModelFiles
 from loadtest.peers.ours import EDGE, HAPROXY, Ours
 from loadtest.served import free_port
-from loadtest.texts import read_questions
+from loadtest.texts import read_questions, texts_file
 from models.store import StoreError, write_atomic
 
 PEERS: tuple[Contestant, ...] = (plain_torch.PEER, ray_serve.PEER, lit_serve.PEER, bento.PEER, torch_serve.PEER)
@@ -158,7 +158,9 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", type=Path, default=Path("var/store"))
     parser.add_argument("--family", default=FAMILY)
     parser.add_argument("--point", default="full", help="the full point of the family, which `strict` asks for")
-    parser.add_argument("--texts", type=Path, help=".csv, .parquet or .txt with distinct texts (default: the demo's)")
+    parser.add_argument(
+        "--texts", type=texts_file, help=".csv, .parquet or .txt with distinct texts (default: the demo's)"
+    )
     parser.add_argument("--peers", action="store_true", help="other servers too (`make peers` sets them up)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only contestants whose names contain one of these")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; no figure is worth quoting")

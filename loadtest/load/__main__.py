@@ -103,6 +103,8 @@ def run(given: argparse.Namespace) -> None:
     mix = parse_mix(given.mix)
     if given.url is not None and given.texts is None:
         raise ValueError("--texts: missing; give a file of texts that suit the family at --url")
+    if given.texts is not None and not given.texts.is_file():
+        raise ValueError(f"--texts: {given.texts} does not exist; give a .csv, .parquet or .txt of texts")
     if given.url is not None and given.grpc == "":
         raise ValueError("--grpc: give HOST:PORT of the server at --url")
     _become_gevents()

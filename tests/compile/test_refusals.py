@@ -18,7 +18,7 @@ from compile import cli
 from compile.errors import StorageError, Unfinished
 from compile.pipeline import compile_recipe
 from compile.recipe import parse_recipe
-from models.store import Store
+from models.store import Store, Version
 
 MakeRecipe = Callable[[Path, Path], dict[str, Any]]
 _WAIT_SECONDS = 300
@@ -115,6 +115,39 @@ def test_unfit_data_is_refused_before_anything_is_written(
     assert f"jouleserve-compile: {field}: " in said
     assert words in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "rows.csv"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["report", "--out"], ["report", "--json"], ["data", "models/recipes/support-intents.yaml", "--out"]]
+)
+def test_a_path_that_cannot_be_written_is_named(
+    tiny_version: Version,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+) -> None:
+    (tmp_path / "a-file").write_text("in the way")
+    monkeypatch.setenv("JOULESERVE_STORE", str(tiny_version.path.parent.parent))
+    more = ["--family", "tiny"] if arguments[0] == "report" else []
+    monkeypatch.setattr(sys, "argv", ["jouleserve-compile", *arguments, str(tmp_path / "a-file" / "x"), *more])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2, said
+    assert "a-file" in said
+    assert "Remedy: give another path" in said
+
+
+def test_without_the_packages_that_compile_the_command_says_which_to_install(write: Callable[..., Path]) -> None:
+    without = "import sys; sys.modules.update(dict.fromkeys(('torch', 'safetensors', 'transformers')))\n"
+    code = f"{without}from compile.cli import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(write({}))], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "is not installed. Remedy: pip install '.[compile]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.trains

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from loadtest.client import Question
-from loadtest.texts import classes, popular, read_questions
+from loadtest.texts import classes, popular, read_questions, texts_file
 
 
 def test_a_text_file_gives_one_question_a_line(tmp_path: Path) -> None:
@@ -60,3 +61,14 @@ def test_classes_come_in_their_shares_and_change_nothing_else() -> None:
     asked = list(classes(iter(source), 1, {"strict": 0.25, "eco": 0.75}))
     assert [(question.text, question.label) for question in asked] == [(one.text, one.label) for one in source]
     assert Counter(question.quality for question in asked)["eco"] == pytest.approx(3000, rel=0.05)
+
+
+def test_a_file_of_texts_that_is_not_there_is_an_error_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--texts", type=texts_file)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--texts", str(tmp_path / "gone.csv")])
+    assert end.value.code == 2
+    assert "gone.csv does not exist; give a .csv" in capsys.readouterr().err

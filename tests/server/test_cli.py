@@ -130,6 +130,31 @@ def test_versions_are_listed_and_an_older_one_can_be_made_current(tmp_path: Path
     assert store.current("tiny") == older.name
 
 
+def test_a_version_of_another_family_is_made_current_by_the_options_of_up(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    older = publish_tiny_family(store)
+    publish_tiny_family(store, scale=2.0)
+    used = jouleserve(tmp_path, "models", "use", older.name, "--family", "tiny", "--store", str(store.root))
+    assert used.returncode == 0, used.stderr
+    assert store.current("tiny") == older.name
+
+
+def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
+    listed = jouleserve(tmp_path, "models", "list")
+    assert listed.returncode == 0
+    assert "var/store: nothing is published" in listed.stdout
+    assert "jouleserve-compile run" in listed.stdout
+
+
+def test_tuning_says_first_that_no_server_runs_and_not_that_its_family_is_missing(tmp_path: Path) -> None:
+    done = jouleserve(tmp_path, "tune", "batching.max_rows=4")
+    assert done.returncode == 2
+    assert "start the server" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    history = jouleserve(tmp_path, "tune", "--history")
+    assert "no server ran here yet" in history.stdout
+
+
 def test_tuning_a_server_that_does_not_run_says_so(tmp_path: Path, tiny_version: Version) -> None:
     store = str(tiny_version.path.parent.parent)
     place = ["--set", f"model.store={store}", "--set", "model.family=tiny"]
