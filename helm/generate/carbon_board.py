@@ -7,6 +7,7 @@ from helm.generate.panels import (
     GRAMS,
     GRAMS_UNIT,
     INTENSITY_UNIT,
+    KNOWN,
     MACHINE,
     OWN,
     PER_REQUEST,
@@ -24,7 +25,7 @@ CARBON = Board(
     "jouleserve-carbon",
     "JouleServe / Carbon",
     "What the service emits and what shaping saves. Average, location-based intensity; grams include cooling (PUE) and"
-    " the machine's idling, and leave out what other programs draw.",
+    " the machine's idling, and leave out what other programs draw. Shown while the grid's intensity is known.",
     (
         (
             "Now",
@@ -120,7 +121,7 @@ CARBON = Board(
                         Query(
                             f"3600000 * {rate('jouleserve_carbon_grams_total', labels=ATTRIBUTED)}"
                             f" / ({rate('jouleserve_attributed_joules_total')} > 0)"
-                            " / scalar(max(jouleserve_power_usage_effectiveness_ratio))",
+                            f" / scalar(max(jouleserve_power_usage_effectiveness_ratio)) {KNOWN}",
                             "answers",
                         ),
                         Query(told("jouleserve_grid_intensity_grams_per_kwh"), "grid"),
@@ -137,7 +138,7 @@ CARBON = Board(
                     GRAMS_UNIT,
                     (
                         Query(
-                            f"3600 * {rate('jouleserve_carbon_grams_total', ('scope', 'variant'), OWN)}",
+                            f"3600 * {rate('jouleserve_carbon_grams_total', ('scope', 'variant'), OWN)} {KNOWN}",
                             "{{scope}} {{variant}}",
                         ),
                     ),
@@ -147,7 +148,12 @@ CARBON = Board(
                     "Saved an hour",
                     "gCO2e by efficiency (fewer joules, at any hour) and timing (falling back in dirtier hours) apart.",
                     GRAMS_UNIT,
-                    (Query(f"3600 * {rate('jouleserve_carbon_saved_grams_total', ('mechanism',))}", "{{mechanism}}"),),
+                    (
+                        Query(
+                            f"3600 * {rate('jouleserve_carbon_saved_grams_total', ('mechanism',))} {KNOWN}",
+                            "{{mechanism}}",
+                        ),
+                    ),
                 ),
                 Panel(
                     "Budget",

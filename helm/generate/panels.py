@@ -214,7 +214,9 @@ def over(function: str, by: Sequence[str]) -> str:
 
 OWN = '{scope!="other"}'
 """Grams of the service: its requests, overhead and the machine's idling; other programs have their own."""
-GRAMS = rate("jouleserve_carbon_grams_total", labels=OWN)
+KNOWN = f"and on () {told('jouleserve_grid_intensity_grams_per_kwh')}"
+"""While the grid's intensity is known: of other times no grams are counted, which does not make them none."""
+GRAMS = f"({rate('jouleserve_carbon_grams_total', labels=OWN)} {KNOWN})"
 ANSWERS = rate("jouleserve_requests_total", labels='{outcome=~"ok|cached"}')
 PER_REQUEST = f"({ANSWERS} > 0)"
 """Texts that got an answer, a second, where there were any: nothing is so many joules or grams a request of none."""

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from helm.generate.boards import BOARDS
-from helm.generate.panels import RELEASE, Board, Query, scoped, to_json
+from helm.generate.panels import KNOWN, RELEASE, Board, Query, scoped, to_json
 from loadtest.client import Question
 from loadtest.http import HTTP
 from loadtest.served import Served, free_port, serve
@@ -103,7 +103,13 @@ def test_the_intensity_of_the_answers_is_the_grids_where_cooling_costs_as_much_a
     (query,) = [
         one for board in BOARDS.values() for one in board.queries() if one.legend == "answers" and "3600000" in one.expr
     ]
-    assert query.expr.endswith("/ scalar(max(jouleserve_power_usage_effectiveness_ratio))")
+    assert query.expr.endswith(f"/ scalar(max(jouleserve_power_usage_effectiveness_ratio)) {KNOWN}")
+
+
+def test_no_panel_shows_grams_of_hours_in_which_the_intensity_was_not_known_as_none() -> None:
+    asked = [one.expr for board in BOARDS.values() for one in board.queries() if "rate(jouleserve_carbon_" in one.expr]
+    assert len(asked) > 4
+    assert [expr for expr in asked if KNOWN not in expr] == []
 
 
 def test_a_panel_that_tells_what_runs_names_it() -> None:
