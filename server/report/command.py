@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,15 +27,6 @@ class Inputs:
     embodied_kg: float | None = None
     lifespan_years: float | None = None
     resource_share: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check. Raises ReportError naming the field."""
-        for name in ("tariff_per_kwh", "embodied_kg", "lifespan_years", "resource_share"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ReportError(f"{name}: {value}; give a number, 0 or more")
-        if self.lifespan_years == 0:
-            raise ReportError("lifespan_years: 0; give the years that the server is used")
 
     def assumptions(self, period: Period) -> Assumptions:
         """With the server's manufacture by the published model, from the memory that the totals name, where the user
