@@ -108,19 +108,26 @@ class HttpFeed:
             raise Unreachable(f"no whole answer within {timeout_s:g} s") from None
         except httpx.TimeoutException as error:
             raise Unreachable(f"no answer within {timeout_s:g} s ({type(error).__name__})") from None
-        except httpx.RemoteProtocolError as error:
-            raise Malformed(f"the answer broke off: {error}") from None
+        except (httpx.LocalProtocolError, UnicodeEncodeError):  # what they say quotes the header, and the key in it
+            raise Refused(
+                "a key or name holds what no header can carry; give it without line breaks, in ASCII"
+            ) from None
+        except httpx.RemoteProtocolError:  # likewise of what came, in which a key may be repeated
+            raise Malformed("the answer broke off, or is not HTTP") from None
+        except httpx.InvalidURL as error:
+            raise Refused(f"{error}; mend grid.base_url") from None
         except httpx.HTTPError as error:
             raise Unreachable(f"{type(error).__name__}: {error}") from None
+        # Whoever reads the answer may quote it. A login's is a key, perhaps the one that was given before.
+        body = body if auth is not None and response.status_code == 200 else self._blotted(body)
         if response.status_code != 200:
-            raise _failure(response, self._quotable(body), self.now())
+            raise _failure(response, body.decode("utf-8", "replace")[:SAID_CHARS], self.now())
         return _parse(answer, body)
 
-    def _quotable(self, body: bytes) -> str:
-        text = body.decode("utf-8", "replace")
+    def _blotted(self, body: bytes) -> bytes:
         for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text[:SAID_CHARS]
+            body = body.replace(secret.encode(), b"***")
+        return body
 
 
 async def _body(response: httpx.Response) -> bytes:

@@ -38,12 +38,7 @@ class _Client:
 
         headers = {}
         if key_file is not None:
-            try:
-                headers["Authorization"] = f"Bearer {key_file.read_text().strip()}"
-            except (OSError, UnicodeDecodeError) as error:
-                raise StartError(
-                    f"--key-file: {key_file} cannot be read ({error}); give a file with your key"
-                ) from None
+            headers["Authorization"] = f"Bearer {_key_of(key_file)}"
         self._url = url.rstrip("/")
         self._client = httpx.Client(headers=headers, timeout=TIMEOUT_S)
 
@@ -61,6 +56,17 @@ class _Client:
         if reply.status_code >= 400:
             raise StartError(f"refused ({reply.status_code}): {tree.get('error', tree)}")
         return tree
+
+
+def _key_of(path: Path) -> str:
+    """The key that a file holds. Raises StartError."""
+    try:
+        key = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"--key-file: {path} cannot be read ({error}); give a file with your key") from None
+    if not key.isascii() or len(key.split()) != 1:  # no header can carry it, and the error about that would show it
+        raise StartError(f"--key-file: {path} holds no key, or more than one word; give a file with your key alone")
+    return key
 
 
 @app.command()

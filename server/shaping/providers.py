@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from pydantic import SecretStr
+
 from energy.grid.choice import LIVE, BadChoice, GridChoice, make_provider, secret_of_file
 from energy.grid.ladder import Ladder, Limits
 from energy.grid.replay import BadRecording, ReplayProvider, read_recording
@@ -37,7 +41,7 @@ def choice_of(grid: GridSettings) -> GridChoice:
     if grid.secret_file is not None:
         secret = secret_of_file(grid.secret_file)
     elif grid.secret is not None:
-        secret = grid.secret.get_secret_value
+        secret = _stripped(grid.secret)
     return GridChoice(
         provider=grid.provider,
         zone=grid.zone,
@@ -60,6 +64,11 @@ def past_of(grid: GridSettings) -> tuple[float, ...]:
     """The zone's past that the settings name, gCO2e/kWh by the hour, oldest first. Raises SettingsError."""
     if grid.history_path is None:
         return ()
+def _stripped(secret: SecretStr) -> Callable[[], str]:
+    """The secret without the line break that an environment's, as a file's, often ends with."""
+    return lambda: secret.get_secret_value().strip()
+
+
     try:
         recording = read_recording(grid.history_path)
     except BadRecording as error:

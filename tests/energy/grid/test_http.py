@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import structlog
@@ -200,3 +202,61 @@ async def test_no_secret_is_told_or_logged_even_if_the_provider_repeats_it(
     assert outcome.refusals
     assert SECRET not in said
     await feed.aclose()
+
+
+def quoting(name: str) -> list[bytes]:
+    """Answers that repeat the key where the provider's reader may quote them."""
+    sound = json.loads(good(name).partition(b"\r\n\r\n")[2])
+    bodies: list[dict[str, Any]] = []
+    if name == "electricity_maps":
+        bodies = [{**sound, field: SECRET} for field in ("zone", "datetime", "emissionFactorType", "error")]
+    else:
+        point = {"point_time": f"{SECRET}-token", "value": 1}
+        bodies = [{**sound, "meta": {**sound["meta"], field: SECRET}} for field in sound["meta"]]
+        bodies.append({**sound, "data": [point]})
+    return [f"{SECRET} is no HTTP\r\n\r\n".encode(), *(reply(200, body) for body in bodies)]
+
+
+async def test_no_answer_however_odd_brings_a_secret_into_an_error(name: str, stub: Stub, pauses: Pauses) -> None:
+    if name == "uk":
+        pytest.skip("has no secret")
+    feed = provider(name, stub, pauses)
+    for answer in quoting(name):
+        stub.replies = [answer]
+        with pytest.raises(GridError) as caught:
+            await feed.latest()
+        assert SECRET not in str(caught.value)
+    await feed.aclose()
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\nmore", f"{SECRET} ", f"{SECRET}\n", f"{SECRET}-\u00e9"])
+async def test_a_key_that_no_header_can_carry_is_refused_and_not_told(stub: Stub, pauses: Pauses, key: str) -> None:
+    patience = Patience(clock=lambda: NOW, sleep=pauses)
+    maps = ElectricityMapsProvider("DE", lambda: key, stub.url, patience)
+    watts = WattTimeProvider("PSCO", "ann", lambda: SECRET, "co2_aoer", stub.url, patience)
+    stub.by_path["/login"] = reply(200, {"token": key})
+    for feed in (maps, watts):
+        with pytest.raises(Refused, match="no header can carry") as caught:
+            await feed.latest()
+        assert SECRET not in str(caught.value)
+        await feed.aclose()
+    assert pauses.seconds == []
+
+
+async def test_a_login_that_gives_the_same_token_again_is_taken(stub: Stub, pauses: Pauses) -> None:
+    now = [NOW]
+    stub.by_path["/login"], stub.replies = reply(200, {"token": f"{SECRET}-token"}), [good("watttime")]
+    feed = provider("watttime", stub, pauses, lambda: now[0])
+    for hour in (12, 13):
+        now[0] = NOW.replace(hour=hour)
+        await feed.latest()
+        assert stub.header("authorization") == f"Bearer {SECRET}-token"
+    assert len(stub.paths) - asked(stub) == 2
+    await feed.aclose()
+
+
+async def test_an_address_that_is_none_is_refused_with_its_setting(pauses: Pauses) -> None:
+    uk = UkProvider("http://127.0.0.1:port", Patience(sleep=pauses))
+    with pytest.raises(Refused, match=r"grid\.base_url"):
+        await uk.latest()
+    await uk.aclose()

@@ -64,6 +64,12 @@ def test_a_provider_with_a_secret_reads_its_file_at_each_use(tmp_path: Path) -> 
     assert make_ladder(chosen).provider.name == "electricity_maps"
 
 
+def test_the_line_break_of_an_environment_s_secret_is_none_of_it(tmp_path: Path) -> None:
+    secret = choice_of(settings(tmp_path, provider="electricity_maps", zone="DE", secret="token\n").grid).secret
+    assert secret is not None
+    assert secret() == "token"
+
+
 def test_watttime_asks_for_the_measure_of_the_settings(tmp_path: Path) -> None:
     base = {"provider": "watttime", "zone": "PSCO", "username": "ann", "secret": "x"}
     assert make_ladder(settings(tmp_path, **base)).provider.name == "watttime"
