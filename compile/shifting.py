@@ -223,7 +223,7 @@ def open_grid(name: str, start: str | None, speed: float, secret_file: Path | No
     secret = None if secret_file is None else secret_of_file(secret_file)
     try:
         if provider == "uk":
-            choice = GridChoice("uk")
+            choice = GridChoice("uk", zone or None)
         elif provider == "electricity_maps":
             choice = GridChoice("electricity_maps", zone or None, secret=secret)
         else:

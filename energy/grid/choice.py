@@ -77,6 +77,8 @@ def make_provider(choice: GridChoice) -> GridProvider:
     if choice.provider == "uk":
         from energy.grid.uk import UkProvider
 
+        if choice.zone not in (None, UkProvider.zone):
+            raise BadChoice("zone", f"uk serves {UkProvider.zone}, not {choice.zone!r}; leave the zone out")
         return UkProvider(patience=patience, **where)
     if choice.zone is None:
         raise BadChoice("zone", f"missing although provider is '{choice.provider}'; name the zone")

@@ -112,7 +112,7 @@ class Ladder:
 
     def learn(self, past: Iterable[Intensity]) -> None:
         """Take readings of before for the hours that nothing is known of."""
-        self._memory.learn(past, self._limits.history_days)
+        self._memory.learn(past, self._limits.history_days, self.now())
 
     async def read(self) -> Outcome:
         """The best reading there is now. Raises nothing but cancellation."""
@@ -175,7 +175,7 @@ class Ladder:
             return
         self._history_tried = self.now()
         try:
-            self._memory.learn(await self.provider.history(), self._limits.history_days)
+            self._memory.learn(await self.provider.history(), self._limits.history_days, self.now())
             self._history_had = True
         except Exception as error:
             log.warning("grid_history_missing", provider=self.provider.name, said=str(error))
@@ -190,7 +190,8 @@ class Ladder:
             log.warning("grid_forecast_missing", provider=self.provider.name, said=str(error))
 
     def _due(self, tried: datetime | None) -> bool:
-        return tried is None or (self.now() - tried).total_seconds() >= self._limits.refresh_s
+        # The clock may be set back, and a replay starts over.
+        return tried is None or not 0 <= (self.now() - tried).total_seconds() < self._limits.refresh_s
 
     async def _persist(self) -> None:
         if self._cache_path is None:

@@ -63,11 +63,12 @@ class LeapGuard:
             self._taken_since = self._taken_since or now
             return trusted or self._lasted(self._taken_since, now)
         self._taken_since = None
-        held = self._held
-        if held is None or self._since is None or limits.apart(held.grams_per_kwh, reading.grams_per_kwh):
-            self._since = now
+        held, since = self._held, self._since
+        set_back = since is not None and since > now
+        if held is None or since is None or set_back or limits.apart(held.grams_per_kwh, reading.grams_per_kwh):
+            since = self._since = now
         self._held = reading
-        if self._lasted(self._since, now):
+        if self._lasted(since, now):
             self._held = self._since = None
             return True
         raise Implausible(why)

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from energy.grid.signal import GridError, Intensity, format_utc, parse_utc
+from energy.grid.signal import FUTURE_TOLERANCE_S, GridError, Intensity, format_utc, parse_utc
 
 log = structlog.get_logger(__name__)
 
@@ -54,10 +54,13 @@ class Memory:
                 del self.hours[old]
         self.last = reading
 
-    def learn(self, past: Iterable[Intensity], keep_days: int) -> None:
-        """Take the provider's own past for the hours that nothing is known of."""
+    def learn(self, past: Iterable[Intensity], keep_days: int, now: datetime) -> None:
+        """Take the provider's own past for the hours that nothing is known of. What is dated after `now` is none: it
+        would push the hours that are known out of the trailing days."""
         known = set(self.hours)
         for reading in past:
+            if reading.age_s(now) < -FUTURE_TOLERANCE_S:
+                continue
             hour = int(reading.time.timestamp()) // HOUR_S
             if hour not in known:
                 total, count = self.hours.get(hour, (0.0, 0))

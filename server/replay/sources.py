@@ -78,7 +78,7 @@ def _known_of(grid: str, settings: Settings) -> tuple[str, Recording]:
             await provider.aclose()
 
     try:
-        memory.learn(asyncio.run(ask()), settings.grid.history_days)
+        memory.learn(asyncio.run(ask()), settings.grid.history_days, provider.now())
     except GridError as error:
         if not memory.hours:
             raise ReplayError(f"--grid: {grid} gives no history ({error}), and the server has kept none") from None

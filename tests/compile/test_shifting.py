@@ -113,3 +113,5 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         open_grid(str(tmp_path / "none.csv"), None, 1.0, None, tmp_path / "cache")
     with pytest.raises(InputError, match="--grid"):
         open_grid("electricity_maps:DE", None, 1.0, None, tmp_path / "cache")
+    with pytest.raises(InputError, match="uk serves GB, not 'FR'"):
+        open_grid("uk:FR", None, 1.0, None, tmp_path / "cache")

@@ -236,6 +236,13 @@ async def test_the_provider_s_past_is_asked_for_until_it_was_had_and_fills_the_h
     assert [(p.time.hour, p.grams_per_kwh) for p in ladder.history()] == [(11, 180), (12, 200), (13, 200)]
 
 
+def test_a_row_of_the_past_that_is_dated_ahead_pushes_nothing_out() -> None:
+    memory = Memory("feed", "Z")
+    times = (NOON - 2 * HOUR, NOON + timedelta(days=400), NOON - HOUR)
+    memory.learn([Intensity("Z", "feed", time, 200.0, "live") for time in times], 28, NOON)
+    assert [reading.time for reading in memory.past()] == [NOON - 2 * HOUR, NOON - HOUR]
+
+
 async def test_the_outlook_holds_what_is_ahead_as_long_as_it_is_not_too_old() -> None:
     feed = Feed()
     feed.ahead = (300.0, 301.0, 302.0)
@@ -287,6 +294,22 @@ async def test_the_forecast_is_asked_for_once_an_hour_and_may_fail() -> None:
         feed.forecast_fault = Unreachable("down") if minute else None
         assert await rung(ladder) == ("live", 200)
     assert feed.forecasts == 2
+
+
+async def test_a_clock_that_is_put_back_holds_up_neither_the_forecast_nor_a_change_of_the_grid() -> None:
+    feed = Feed()
+    feed.ahead, feed.past = (300.0,), (190.0,) * 24
+    ladder = Ladder(feed)
+    await ladder.read()
+    feed.grams, feed.clock = 900, NOON + HOUR / 12
+    assert await rung(ladder) == ("cached", 200)
+    set_back = NOON - timedelta(hours=1)
+    found = []
+    for minute in range(0, 50, 10):
+        feed.clock = set_back + timedelta(minutes=minute)
+        found.append(await rung(ladder))
+    assert feed.forecasts >= 2
+    assert found[-1] == ("live", 900)
 
 
 async def test_a_restart_during_an_outage_still_has_every_rung(tmp_path: Path) -> None:
