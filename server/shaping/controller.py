@@ -212,7 +212,8 @@ class ShapingController:
                 "grams_per_kwh": signal.grams_per_kwh,
                 "kind": signal.kind,
                 "time": format_utc(signal.time),
-                "age_s": round(signal.age_s(provider.now()), 1),
+                # The ladder takes what lies a little ahead of this machine's clock.
+                "age_s": max(0.0, round(signal.age_s(provider.now()), 1)),
                 "estimated": signal.estimated,
                 "measure": signal.measure,
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from energy.grid.replay import Recording, ReplayProvider
 from energy.grid.signal import Intensity, Unreachable
 from models.manifest import OperatingPoint
 from server.node.figures import Figures
+from server.node.grid_state import parse_grid_state
 from server.shaping.controller import KEPT_DECISIONS, Ask, ShapingController
 from server.shaping.policy import DialState
 from server.shaping_settings import ShapingSettings
@@ -217,6 +219,14 @@ async def test_a_late_reading_is_brought_to_now_by_the_days_before_and_said_so(t
     report = bench.report()
     assert (report["grams_per_kwh"], report["expected_grams_per_kwh"], report["age_s"]) == (200, 400, 7200)
     assert report["reason"] == "grid-dirty:400>350"
+
+
+async def test_a_reading_a_little_ahead_of_the_clock_is_shown_as_any_other(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, settings())
+    bench.feed.lag = timedelta(seconds=-60)
+    assert await bench.after(1, 412) == "lite"
+    shown = parse_grid_state(bench.grid_file.read_bytes(), time.time())
+    assert (shown.grams_per_kwh, shown.age_s, shown.dial_point) == (412, 0, "lite")
 
 
 async def test_the_grid_file_tells_of_the_last_changes_of_mind_and_why(tmp_path: Path) -> None:
