@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -127,7 +128,8 @@ def tune(
     settings = _settings(config, assign, {"model.family": family, "model.store": store}).settings
     path = settings.tuning_path
     if history:
-        entries = audit.read(tuning.audit_path(path))
+        with _usable(path):
+            entries = audit.read(tuning.audit_path(path))
         console.print(_history_table(entries) if entries else f"{tuning.audit_path(path)}: no server ran here yet")
         return
     in_force = tuning.load(path)
@@ -137,12 +139,23 @@ def tune(
     model = settings.model
     version, _ = Store(model.store).open_newest_sound(model.family, model.version)
     check = check_points(point.name for point in version.manifest.points)
-    taken = tuning.tune(path, wanted, check) if wanted else tuning.undo(path, check, to=to)
+    with _usable(path):
+        taken = tuning.tune(path, wanted, check) if wanted else tuning.undo(path, check, to=to)
     console.print(
         f"taken as version {taken.version}: {path}; replicas follow within about two seconds. Back: jouleserve tune"
         " --undo. It lasts until the server stops; to keep it, write it into the settings file.",
         soft_wrap=True,
     )
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """What the disk refuses of the tuning file and its log is told with its remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "use it as the server's user, with room on its disk"
+        raise SettingsError([f"{error.filename or path}: {error.strerror}; {remedy}"]) from None
 
 
 def _history_table(entries: Sequence[Entry]) -> Table:

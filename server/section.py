@@ -10,9 +10,10 @@ MIB = 1024 * 1024
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys are errors, values do not change once made."""
+    """A group of settings: unknown keys are errors, values do not change once made, and infinity is no number: no JSON
+    says it, in which settings go to the replicas."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

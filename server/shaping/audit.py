@@ -67,16 +67,27 @@ def utc_text() -> str:
 
 
 def append(path: Path, entry: Entry) -> None:
-    """Add a line and wait until the disk has it. Raises OSError. The caller holds the settings' lock."""
+    """Add a line and wait until the disk has it. Raises OSError, and leaves the log as it was then. The caller holds
+    the settings' lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(entry.to_dict(), separators=(",", ":")).encode() + b"\n"
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        torn = _torn(path)
-        os.write(handle, b"\n" + line if torn else line)
-        os.fsync(handle)
+        _write_whole(handle, b"\n" + line if _torn(path) else line)
     finally:
         os.close(handle)
+
+
+def _write_whole(handle: int, data: bytes) -> None:
+    """A disk that is nearly full takes a part of a line without a word."""
+    size = os.fstat(handle).st_size
+    try:
+        while data:
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    except OSError:
+        os.ftruncate(handle, size)
+        raise
 
 
 def make_room(path: Path) -> None:

@@ -10,8 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from models.store import Store, Version
+from server.cli import app
+from server.config import Settings, SettingsError
+from server.shaping.tunables import Tunables
+from server.shaping.tuning import audit_path, begin, load
 from tests.support.tiny_family import publish_tiny_family
 
 
@@ -161,6 +166,22 @@ def test_tuning_a_server_that_does_not_run_says_so(tmp_path: Path, tiny_version:
     done = jouleserve(tmp_path, "tune", "batching.max_rows=4", *place)
     assert done.returncode == 2
     assert "start the server" in done.stderr
+
+
+def test_a_log_of_changes_that_cannot_be_written_or_read_is_told_and_nothing_is_tuned(
+    tmp_path: Path, tiny_version: Version
+) -> None:
+    file = tmp_path / "run" / "tuning.json"
+    begin(file, Tunables.of(Settings()))
+    audit_path(file).unlink()
+    audit_path(file).mkdir()
+    store = str(tiny_version.path.parent.parent)
+    place = ["--set", f"model.store={store}", "--set", "model.family=tiny", "--set", f"server.run_dir={file.parent}"]
+    for words in (["cache.ttl_s=9"], ["--undo"], ["--history"]):
+        told = CliRunner().invoke(app, ["tune", *words, *place]).exception
+        assert isinstance(told, SettingsError)
+        assert "tuning-audit.jsonl: Is a directory; use it as the server's user" in told.problems[0]
+    assert load(file).version == 0
 
 
 def test_conserving_without_a_server_says_how_to_start_one(tmp_path: Path) -> None:

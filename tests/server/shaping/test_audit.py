@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +134,27 @@ def test_a_line_that_a_crash_cut_off_costs_that_line_alone(file: Path) -> None:
     tune(file, {"cache.ttl_s": 20})
     assert [entry.version for entry in entries(file)] == [0, 1, 2]
     assert undo(file).cache.ttl_s == 10
+
+
+@contextmanager
+def full_disk(log: Path, room: int) -> Iterator[None]:
+    """As if `room` bytes were left for the log."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_on_a_full_disk_nothing_is_changed_and_the_log_stays_whole(file: Path) -> None:
+    tune(file, {"cache.ttl_s": 10})
+    before = audit_path(file).read_bytes()
+    with full_disk(audit_path(file), room=100), pytest.raises(OSError, match="too large"):
+        tune(file, {"cache.ttl_s": 20})
+    assert (load(file).cache.ttl_s, audit_path(file).read_bytes()) == (10, before)
+    assert tune(file, {"cache.ttl_s": 30}).version == 2
+    assert [entry.version for entry in entries(file)] == [0, 1, 2]
 
 
 def test_an_entry_whose_change_never_took_effect_is_not_gone_back_to(file: Path) -> None:

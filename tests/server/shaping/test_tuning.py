@@ -100,6 +100,7 @@ def test_layers_that_name_thresholds_and_a_policy_apart_are_taken_together(
         ({"version": 7}, "version: unknown key"),
         ({"shaping.policy": "pin"}, "shaping.pin_point: missing"),
         ({"batching.max_rows": "many"}, "batching.max_rows: 'many' is wrong"),
+        ({"shaping.policy": "budget", "shaping.budget_amount": "inf"}, "shaping.budget_amount: 'inf' is wrong"),
     ],
 )
 def test_a_wrong_change_is_refused_with_its_remedy(changes: dict[str, Any], said: str) -> None:
