@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import json
 import secrets
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -25,13 +26,11 @@ import structlog
 
 from energy.grid.expectation import expect
 from energy.grid.ladder import Outlook
-from energy.grid.windows import Period
 from models.store import write_atomic
 from server.engine.errors import InputTooLarge, InvalidInput, NotReady, Overloaded
-from server.engine.tokenizer import Text
 from server.job_settings import JobsSettings
 from server.jobs.errors import JobConflict, JobStoreError, UnknownJob
-from server.jobs.job import Computed, Job, Lease, Wanted, iso, units_of
+from server.jobs.job import Computed, Job, Lease, Wanted, bounded, iso
 from server.jobs.schedule import FIRST_PACE_S, OpenJob, Schedule, Turn
 from server.jobs.store import JobStore, Metered
 from server.node.jobs_state import FILE_NAME as STATE_FILE
@@ -47,7 +46,8 @@ LEASE_UNITS, URGENT_UNITS = 1_500, 6_000
 LEASE_TEXTS = 16
 PAGE_BYTES = 16 << 20
 """Of results at once: a family of thousands of labels says a hundred kilobytes of each text."""
-REPLAN_EVERY_S = 0.25
+HOLD_S, MOST_HOLD_S = 0.5, 60.0
+"""Pause after results that the file did not keep, doubled each time: they would only be computed in vain again."""
 LOOK_EVERY_S = 60.0
 STATE_EVERY_S = 1.0
 PACE = "pace_s"
@@ -93,7 +93,8 @@ class JobDesk:
         self._out: dict[int, Out] = {}
         # Unlike those of the run before: a replica may outlive it, and give what it took from it to this one.
         self._lease_ids = itertools.count(secrets.randbits(62))
-        self._given_s = float("-inf")
+        self._given_s = self._held_until_s = float("-inf")
+        self._hold_s = HOLD_S
         self._taking = asyncio.Lock()
         self._changed = asyncio.Event()
         self._entering = 0
@@ -175,6 +176,9 @@ class JobDesk:
         """See `JobsPort`."""
         deadline = self._clock() + wait_s
         while (left_s := deadline - self._clock()) > 0 and not self._closed:
+            if (held_s := self._held_until_s - self._clock()) > 0:
+                await asyncio.sleep(min(held_s, left_s, STATE_EVERY_S))
+                continue
             async with self._taking:
                 lease = await self._lease()
             if lease is not None:
@@ -206,7 +210,7 @@ class JobDesk:
             raise
         if self._schedule.jobs.get(turn.job_id) is not one:  # cancelled meanwhile
             return None
-        texts, units = _bounded(texts, URGENT_UNITS if turn.urgent else LEASE_UNITS)
+        texts, units = bounded(texts, URGENT_UNITS if turn.urgent else LEASE_UNITS)
         one.pending.extendleft(reversed(numbers[len(texts) :]))
         return self._sign(turn, one, texts, units)
 
@@ -223,6 +227,11 @@ class JobDesk:
         try:
             job = await self._keep(self._out.get(lease_id), job_id, computed, joules)
             kept = {result.number for result in computed}
+            self._hold_s = HOLD_S
+        except NotReady:
+            self._held_until_s = self._clock() + self._hold_s
+            self._hold_s = min(2 * self._hold_s, MOST_HOLD_S)
+            raise
         finally:
             lost = not self._end(lease_id, kept)
         one = self._schedule.jobs.get(job_id)
@@ -233,7 +242,7 @@ class JobDesk:
             one.pending = deque(number for number in one.pending if number not in kept)
         if job.state == "done":
             del self._schedule.jobs[job.id]
-            log.info("job_done", job=job.id, late=job.late, **_carbon(job))
+            log.info("job_done", job=job.id, late=job.late, **job.carbon)
         self._totals = await self._call(self._store.totals)
         if not self._schedule.turns:
             self._changed.set()
@@ -274,26 +283,26 @@ class JobDesk:
         while True:
             self._changed.clear()
             try:
-                self._plan()
+                await self._plan()
                 if self._clock() >= forget_at:
                     forget_at = self._clock() + LOOK_EVERY_S
                     await self._tidy()
                 await self._record()
             except Exception:
                 log.exception("jobs_step_failed")
-            await asyncio.sleep(REPLAN_EVERY_S)
+            await asyncio.sleep(self._schedule.rest_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s()):
                     await self._changed.wait()
 
-    def _plan(self) -> None:
-        schedule = self._schedule
-        schedule.replan(self._now_s(), self._outlook)
+    async def _plan(self) -> None:
+        schedule, now_s = self._schedule, self._now_s()
+        jobs = list(schedule.jobs.values())
+        farthest_s = max((one.job.deadline_s for one in jobs), default=now_s)
+        periods = expect(self._grid, datetime.fromtimestamp(farthest_s, UTC)) if jobs else ()
+        schedule.take_up(await asyncio.to_thread(schedule.planned, jobs, periods, now_s))
         if schedule.turns:
             self._work.set()
-
-    def _outlook(self, until_s: float) -> tuple[Period, ...]:
-        return expect(self._grid, datetime.fromtimestamp(until_s, UTC))
 
     def _grams_per_kwh(self) -> float | None:
         reading = self._grid.latest()
@@ -335,7 +344,8 @@ class JobDesk:
         """Write what was learned and close the file; open jobs are taken up again by the next run."""
         self._closed = True
         self._work.set()
-        await self._call(self._store.remember, PACE, self._schedule.pace_s / self._speed)
+        with suppress(NotReady):  # on a full disk: it will be learned again
+            await self._call(self._store.remember, PACE, self._schedule.pace_s / self._speed)
         await self._record()
         await self._call(self._store.close)
         self._thread.shutdown()
@@ -359,31 +369,14 @@ class JobDesk:
         return self._grid.now().timestamp()
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run something of the file's in its thread. Raises NotReady once it is closed."""
+        """Run something of the file's in its thread. Raises NotReady once it is closed, and while it cannot be used."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*arguments))
         except RuntimeError:
             raise NotReady("jobs: the server is stopping; ask again in a moment") from None
-
-
-def _bounded(
-    texts: list[tuple[int, str, str | None]], most_units: int
-) -> tuple[list[tuple[int, str, str | None]], int]:
-    """The first of these texts that come to at most so many units together (at least one), and the units."""
-    units = 0
-    for count, (_, first, second) in enumerate(texts):
-        more = units_of(Text(first, second))
-        if count and units + more > most_units:
-            return texts[:count], units
-        units += more
-    return texts, units
-
-
-def _carbon(job: Job) -> dict[str, str]:
-    """What a job would have emitted at once, and what it did; nothing where nobody knows."""
-    if not job.metered_texts:
-        return {}
-    return {"grams": f"{job.grams:.3g}", "grams_at_once": f"{job.grams_at_once:.3g}"}
+        except sqlite3.Error as error:
+            log.error("jobs_file_failed", error=str(error))
+            raise NotReady(f"jobs: their file cannot be used ({error}); look at its disk, and ask again") from None
 
 
 def open_desk(settings: Settings, grid: Outlook) -> JobDesk | None:

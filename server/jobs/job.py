@@ -67,6 +67,13 @@ class Job:
         """Whether it was done after its deadline."""
         return self.state == "done" and self.finished_s is not None and self.finished_s > self.deadline_s
 
+    @property
+    def carbon(self) -> dict[str, str]:
+        """For a log: what it would have emitted at once, and what it did; nothing where nobody knows."""
+        if not self.metered_texts:
+            return {}
+        return {"grams": f"{self.grams:.3g}", "grams_at_once": f"{self.grams_at_once:.3g}"}
+
     def to_dict(self, *, running: bool, planned_s: float | None, now_s: float) -> dict[str, Any]:
         """What `/jobs` says of it: whether texts of it are being computed, when it is planned, and the clock's time."""
         state: State = self.state if self.state != "open" else "running" if running else "waiting"
@@ -101,6 +108,17 @@ class Lease(NamedTuple):
     truncate: Truncation | None
     raw_scores: bool
     urgent: bool
+
+
+def bounded(texts: list[tuple[int, str, str | None]], most_units: int) -> tuple[list[tuple[int, str, str | None]], int]:
+    """The first of a lease's texts that come to at most so many units together (at least one), and the units."""
+    units = 0
+    for count, (_, first, second) in enumerate(texts):
+        more = units_of(Text(first, second))
+        if count and units + more > most_units:
+            return texts[:count], units
+        units += more
+    return texts, units
 
 
 class Computed(NamedTuple):

@@ -147,6 +147,22 @@ async def test_a_query_that_is_wrong_is_refused(family: Family, tmp_path: Path, 
         assert (await client.get(path)).status_code == 422
 
 
+async def test_while_the_file_cannot_be_used_every_route_says_so_as_documented(family: Family, tmp_path: Path) -> None:
+    body = {"inputs": "card", "within_s": 60}
+    async with serving(family, tmp_path) as (client, desk):
+        place = (await client.post("/jobs", json=body)).headers["location"]
+        desk._store._db.set_progress_handler(lambda: 1, 1)
+        asked = (("POST", "/jobs"), ("GET", "/jobs"), ("GET", place), ("GET", f"{place}/results"), ("DELETE", place))
+        replies = [
+            await client.request(method, path, json=body if method == "POST" else None) for method, path in asked
+        ]
+        desk._store._db.set_progress_handler(None, 0)
+        assert {(one.status_code, one.json()["error_type"], one.headers["retry-after"]) for one in replies} == {
+            (503, "Unhealthy", "1")
+        }
+        assert (await client.delete(place)).status_code == 200
+
+
 async def test_without_a_key_nobody_submits_and_each_key_has_its_own_jobs(family: Family, tmp_path: Path) -> None:
     path = tmp_path / "keys"
     digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("ann", "bob")}

@@ -9,20 +9,24 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from server.engine.errors import InputTooLarge, InvalidInput, Overloaded
+from energy.grid.windows import plan
+from server.engine.errors import InputTooLarge, InvalidInput, NotReady, Overloaded
 from server.engine.tokenizer import Text
 from server.job_settings import JobsSettings
-from server.jobs.desk import LEASE_TIMEOUT_S, LEASE_UNITS, JobDesk
+from server.jobs.desk import HOLD_S, LEASE_TIMEOUT_S, LEASE_UNITS, JobDesk
 from server.jobs.errors import JobConflict, JobStoreError, UnknownJob
 from server.jobs.job import Lease, Wanted, units_of
-from server.jobs.schedule import FIRST_PACE_S
+from server.jobs.schedule import FIRST_PACE_S, Planned, Schedule
 from server.jobs.store import JobStore
 from tests.support.engines import until
 from tests.support.jobs import HOUR_S, START, TurnedGrid, computed, desk_of, wanted, work_off
@@ -326,7 +330,7 @@ async def test_a_thousand_jobs_of_all_deadlines_are_done_in_time_in_the_clean_ho
     async with desk_of(tmp_path, grid, runs=False, max_open_jobs=1000, margin_s=1800) as desk:
         ids = [(await desk.submit(wanted(1, 2 + n % 50, grid)))[0]["id"] for n in range(300)]
         for _ in range(60):
-            desk._plan()
+            await desk._plan()
             while (lease := await desk.take(0.001)) is not None:
                 await desk.give(lease.id, lease.job, computed(lease), 1.0)
             grid.wait(1)
@@ -386,7 +390,7 @@ async def test_a_lease_of_the_run_before_is_kept_by_the_next_for_its_own_job(tmp
         before = await leased(desk)
     async with desk_of(tmp_path, grid, runs=False) as desk:
         second, _ = await desk.submit(wanted(["w1", "w2", "w3", "w4"], 1, grid))
-        desk._plan()
+        await desk._plan()
         now = await leased(desk)
         assert now.job == second["id"]
         await desk.give(before.id, before.job, computed(before), 1.0)
@@ -412,20 +416,65 @@ async def test_what_the_file_failed_to_keep_is_leased_again(tmp_path: Path) -> N
     async with desk_of(tmp_path, grid) as desk:
         job, _ = await desk.submit(wanted(4, 6, grid))
         lease = await leased(desk)
-        with failing(desk), pytest.raises(sqlite3.OperationalError):
+        with failing(desk), pytest.raises(NotReady, match="their file cannot be used"):
             await desk.give(lease.id, lease.job, computed(lease), 1.0)
         assert (await desk.show("", job["id"]))["state"] == "waiting"
-        assert await work_off(desk) == 4
+        assert await work_off(desk, wait_s=5) == 4
         assert (await desk.show("", job["id"]))["state"] == "done"
+
+
+async def test_while_the_file_keeps_nothing_texts_are_computed_more_and_more_seldom(tmp_path: Path) -> None:
+    grid = TurnedGrid([100.0] * 8)
+    ahead_s = 0.0
+    async with desk_of(tmp_path, grid, clock=lambda: time.monotonic() + ahead_s) as desk:
+        await desk.submit(wanted(4, 6, grid))
+        for failures in range(4):
+            ahead_s += HOLD_S * 2**failures  # beyond the last hold
+            lease = await leased(desk)
+            with failing(desk), pytest.raises(NotReady):
+                await desk.give(lease.id, lease.job, computed(lease), 1.0)
+        assert await desk.take(0.2) is None
+        ahead_s += HOLD_S * 2**4
+        assert await work_off(desk, wait_s=5) == 4
 
 
 async def test_texts_that_the_file_failed_to_read_are_leased_again(tmp_path: Path) -> None:
     grid = TurnedGrid([100.0] * 8)
     async with desk_of(tmp_path, grid) as desk:
         await desk.submit(wanted(4, 6, grid))
-        with failing(desk), pytest.raises(sqlite3.OperationalError):
+        with failing(desk), pytest.raises(NotReady):
             await desk.take(5)
         assert await work_off(desk) == 4
+
+
+async def test_while_jobs_are_planned_everybody_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = TurnedGrid([100.0] * 8)
+    go_on = threading.Event()
+    async with desk_of(tmp_path, grid, runs=False) as desk:
+        job, _ = await desk.submit(wanted(4, 6, grid))
+        planned = desk._schedule.planned
+
+        def slowly(*given: Any) -> Planned:
+            go_on.wait(10)
+            return planned(*given)
+
+        monkeypatch.setattr(desk._schedule, "planned", slowly)
+        planning = asyncio.create_task(desk._plan())
+        await desk.submit(wanted(2, 6, grid))
+        assert (await desk.cancel("", job["id"]))["state"] == "cancelled"
+        assert not planning.done()
+        go_on.set()
+        await planning
+        assert await desk.take(0.05) is None  # a cancelled job, and one that came after the plan was begun
+        await desk._plan()
+        assert await work_off(desk) == 2
+
+
+def test_planning_that_takes_long_is_done_more_seldom() -> None:
+    schedule = Schedule(0, 1)
+    for cpu_s, rest_s in ((0.001, 0.25), (0.1, 2.0)):
+        schedule.take_up(Planned(plan([], [], 0.0), deque(), cpu_s))
+        assert schedule.rest_s == pytest.approx(rest_s)
 
 
 def test_a_full_disk_costs_nothing_of_what_comes_after(tmp_path: Path) -> None:
