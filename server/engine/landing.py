@@ -1,4 +1,7 @@
-"""What becomes of computations: answers are kept, everybody who waits is woken, and what it cost is reported."""
+"""What becomes of computations: answers are kept, everybody who waits is woken, and what it cost is reported.
+
+How long it took is reported of those who waited: a job's texts make way for clients, and would pass for slow answers.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class Landing:
         usage, route = self._usage, asking.route
         usage.count("cache_hits")
         usage.avoided("cache", kept.cpu_ns - cpu_ns)
-        total_ns = time.perf_counter_ns() - started_ns
+        total_ns = None if asking.patient else time.perf_counter_ns() - started_ns
         usage.request(kept.variant, kept.point, route.quality, "cached", cpu_ns, total_ns=total_ns)
         saved_ns = route.family.full_ns(kept.rank, kept.variant, kept.cpu_ns) - cpu_ns
         return Answer(kept.logits, kept.variant, kept.point, route.reason, "hit", cpu_ns, saved_ns=saved_ns, kept=kept)
@@ -76,17 +79,14 @@ class Landing:
                     usage.avoided(route.avoids, round(result.cpu_ns * route.saving))
                 if quantized := route.family.quantized_saving(flight.variant):
                     usage.avoided("quantized", round(result.cpu_ns * quantized))
-            self._latency.note(waiter.asking.route.quality, ended_ns - waiter.started_ns, ended_ns)
-            usage.request(
-                flight.variant,
-                route.point,
-                waiter.asking.route.quality,
-                outcome,
-                waiter.cpu_ns + (result.cpu_ns if waiter is owing else 0),
-                total_ns=ended_ns - waiter.started_ns,
-                queue_ns=result.queued_ns,
-                tokenize_ns=waiter.cpu_ns,
-            )
+            quality, total_ns = waiter.asking.route.quality, ended_ns - waiter.started_ns
+            owed_ns = waiter.cpu_ns + (result.cpu_ns if waiter is owing else 0)
+            times = {"total_ns": total_ns, "queue_ns": result.queued_ns, "tokenize_ns": waiter.cpu_ns}
+            if waiter.asking.patient:
+                times = {}
+            else:
+                self._latency.note(quality, total_ns, ended_ns)
+            usage.request(flight.variant, route.point, quality, outcome, owed_ns, **times)
 
     def _keep(self, flight: Flight, logits: Float32Array, cpu_ns: int) -> None:
         """Keep an answer that took its variant `cpu_ns`: what an equal question is spared at least."""

@@ -130,7 +130,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "Texts asked for, by what answered them and how they ended; a call with several texts counts each, one that was"
         " refused before its texts were looked at (outcome refused) counts once.",
     ),
-    "jouleserve_request_duration_seconds": (HISTOGRAM, ("phase",), "Time by phase; infer is per batch."),
+    "jouleserve_request_duration_seconds": (
+        HISTOGRAM,
+        ("phase",),
+        "Time by phase; infer is per batch. Texts of jobs that make way for clients are in infer alone.",
+    ),
     "jouleserve_batch_rows": (HISTOGRAM, (), "Texts in a batch."),
     "jouleserve_batch_tokens": (HISTOGRAM, (), "Tokens computed in a batch, padding included."),
     "jouleserve_batch_texts": (

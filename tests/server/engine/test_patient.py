@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pytest
 from server.engine.batching import BatchLimits
 from server.engine.engine import Answer
 from server.engine.family import Family
+from server.engine.latency_guard import LEAST
 from server.engine.runtime import Float32Array, Runtime
 from server.engine.tokenizer import Text, Tokens
 from tests.support.engines import WatchedEngine, running, until
@@ -76,3 +78,16 @@ async def test_a_patient_request_is_run_by_a_worker_where_it_escalates(cascaded:
         assert (await ask(engine, unsure[3], patient=True)).variant == "full"
     assert len(ran) == 2
     assert threading.current_thread() not in ran
+
+
+async def test_how_long_answers_take_is_told_and_guarded_by_those_who_waited(family: Family) -> None:
+    async with running(family, p99_ns={"standard": 1}) as (engine, usage):
+        for patient in (True, False):
+            assert not engine._latency.engaged("standard", time.perf_counter_ns())
+            for number in range(LEAST + 1):
+                await engine.predict([Text(f"card w{number} {patient}")], patient=patient)
+        assert engine._latency.engaged("standard", time.perf_counter_ns())
+        await engine.predict([Text("card w0 True")], patient=True)
+    told = [one.get("total_ns") is not None for one in usage.requests]
+    assert told == [False] * (LEAST + 1) + [True] * (LEAST + 1) + [False]
+    assert usage.requests[-1]["outcome"] == "cached"
