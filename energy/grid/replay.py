@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import time
+import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,8 @@ class BadRecording(GridError):
 
 @dataclass(frozen=True)
 class Recording:
-    """Times (UTC, rising) and gCO2e/kWh; None where the recording has a gap. `step` is the usual distance."""
+    """Times (UTC, rising) and gCO2e/kWh; None where the recording has a gap. `step` is the usual distance; a feed may
+    change it on the way."""
 
     times: tuple[datetime, ...]
     grams_per_kwh: tuple[float | None, ...]
@@ -56,10 +58,22 @@ class Recording:
         """From the first row to the end of the last row's period."""
         return self.times[-1] + self.step - self.times[0]
 
+    def holds(self, index: int) -> timedelta:
+        """How long a row holds: until the next one where another came at the same distance just before or after, within
+        an hour (the feed changed its step), else for the usual step."""
+        own = self._distance(index)
+        if own in (None, self.step) or own not in (self._distance(index - 1), self._distance(index + 1)):
+            return self.step
+        return own if own <= HOUR else self.step
+
+    def _distance(self, index: int) -> timedelta | None:
+        """From a row to the next; None where there is none of the two."""
+        return self.times[index + 1] - self.times[index] if 0 <= index < len(self.times) - 1 else None
+
     def at(self, moment: datetime) -> tuple[datetime, float]:
         """Start and value of the period that covers `moment`. Raises NoData outside the rows and in gaps."""
         index = bisect_right(self.times, moment) - 1
-        if index < 0 or moment >= self.times[index] + self.step:
+        if index < 0 or moment >= self.times[index] + self.holds(index):
             raise NoData(f"the recording has no row for {format_utc(moment)}")
         value = self.grams_per_kwh[index]
         if value is None:
@@ -197,9 +211,9 @@ def _rows(path: Path) -> list[list[str]]:
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise BadRecording(f"{path}: {error}; give a readable CSV or .csv.gz file") from None
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
     if not rows:
         raise BadRecording(f"{path}: empty; give a CSV of times and gCO2e/kWh")
     return rows

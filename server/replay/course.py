@@ -102,14 +102,16 @@ def _hours(course: Course) -> Floats:
 
 
 def _even(recording: Recording) -> Floats:
-    """The recording's values on an even grid of its step, NaN where it has none."""
+    """The recording's values on an even grid of its step: means where it was faster, NaN where it has none."""
     count = round(recording.length / recording.step)
-    values = np.full(count, np.nan)
-    for time, grams in zip(recording.times, recording.grams_per_kwh, strict=True):
-        place = int((time - recording.start) / recording.step)
-        if grams is not None and place < count:
-            values[place] = grams
-    return values
+    sums, rows = np.zeros(count), np.zeros(count)
+    for index, (time, grams) in enumerate(zip(recording.times, recording.grams_per_kwh, strict=True)):
+        if grams is not None:
+            place = int((time - recording.start) / recording.step)
+            held = slice(place, place + max(1, round(recording.holds(index) / recording.step)))
+            sums[held] += grams
+            rows[held] += 1
+    return np.where(rows > 0, sums / np.maximum(rows, 1), np.nan)
 
 
 def _recorded_load(load: str, hours: Floats) -> Floats:

@@ -55,9 +55,11 @@ def read_load(load: str) -> Recording:
 
 
 def _per_second(counted: Recording) -> Recording:
-    """Of requests in every step, requests a second."""
-    step_s = counted.step.total_seconds()
-    rates = tuple(None if count is None else count / step_s for count in counted.grams_per_kwh)
+    """Of the requests of every row, requests a second."""
+    rates = tuple(
+        None if count is None else count / counted.holds(row).total_seconds()
+        for row, count in enumerate(counted.grams_per_kwh)
+    )
     return replace(counted, grams_per_kwh=rates)
 
 
@@ -106,7 +108,7 @@ def _load_of_prometheus(url: str) -> Recording:
             raise ReplayError(f"--load: {shown} says {tree.get('error', answer.status_code)}")
         series = tree["data"]["result"]
         points = [(float(moment), float(value)) for moment, value in series[0]["values"]] if series else []
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReplayError(f"--load: {shown} gives no answer of Prometheus' ({type(error).__name__})") from None
     counted = [(moment, _countable(value)) for moment, value in points if math.isfinite(value) and value >= 0]
     if len(counted) < 2:

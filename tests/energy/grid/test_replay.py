@@ -32,9 +32,10 @@ def write(folder: Path, text: str, name: str = "day.csv") -> Path:
         "utc_time,grams\n" + ROWS,
         "Time,Carbon_Intensity\n" + ROWS,
         "\ufefftime,ci_lifecycle\n" + ROWS.replace("Z", ""),
+        ("utc_time,grams\n\n" + ROWS).replace("\n", "\r\n"),
         "utc_time,ci_direct,ci_lifecycle\n" + ROWS.replace("Z,", "Z,7,"),
     ],
-    ids=["no header", "plain", "capitals", "byte-order mark, no zone", "life cycle preferred"],
+    ids=["no header", "plain", "capitals", "byte-order mark, no zone", "line ends of Windows", "life cycle preferred"],
 )
 @pytest.mark.parametrize("name", ["day.csv", "day.csv.gz"])
 def test_columns_are_found(tmp_path: Path, text: str, name: str) -> None:
@@ -67,6 +68,16 @@ def test_a_truncated_gzip_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(BadRecording, match="readable CSV"):
         read_recording(path)
+
+
+def test_a_garbled_gzip_and_a_file_that_is_no_table_are_refused(tmp_path: Path) -> None:
+    garbled, endless = write(tmp_path, ROWS, "day.csv.gz"), write(tmp_path, "x" * 200_000)
+    whole = bytearray(garbled.read_bytes())
+    whole[10] ^= 0xFF  # the first byte after the header
+    garbled.write_bytes(whole)
+    for path in (garbled, endless):
+        with pytest.raises(BadRecording, match="readable CSV"):
+            read_recording(path)
 
 
 async def test_it_plays_faster_than_real_time_and_starts_over(tmp_path: Path) -> None:
@@ -102,6 +113,17 @@ def test_a_gap_is_no_value_and_not_the_row_before(tmp_path: Path, text: str) -> 
     assert recording.at(MIDNIGHT + 2 * HOUR)[1] == 300
 
 
+def test_a_feed_that_changes_its_step_has_no_gaps_where_it_is_slower() -> None:
+    times = [MIDNIGHT + HOUR * hour for hour in range(4)]
+    times += [MIDNIGHT + 4 * HOUR + timedelta(minutes=5 * row) for row in range(24)]
+    recording = Recording(tuple(times), tuple(float(row) for row in range(28)), timedelta(minutes=5))
+    assert recording.at(MIDNIGHT + 2.9 * HOUR) == (times[2], 2)
+    assert [recording.holds(row) for row in (0, 2, 3, 4)] == [HOUR, HOUR, HOUR, HOUR / 12]
+    gap = Recording((*times[4:8], *times[19:28]), (1.0,) * 13, HOUR / 12)  # an hour without a row
+    with pytest.raises(NoData):
+        gap.at(times[9])
+
+
 @given(minutes=st.lists(st.integers(1, 90), min_size=1, max_size=30), seconds=st.floats(0, 1e7))
 def test_any_moment_plays_the_row_that_covers_it_or_none(minutes: list[int], seconds: float) -> None:
     times = [MIDNIGHT]
@@ -110,7 +132,7 @@ def test_any_moment_plays_the_row_that_covers_it_or_none(minutes: list[int], sec
     recording = Recording(tuple(times), tuple(float(i) for i in range(len(times))), timedelta(minutes=45))
     now = ReplayProvider(recording, clock=iter([0.0, seconds]).__next__).now()
     assert recording.start <= now < recording.start + recording.length
-    covering = [i for i, t in enumerate(times) if t <= now < t + recording.step]
+    covering = [i for i, t in enumerate(times) if t <= now < t + recording.holds(i)]
     if covering:
         assert recording.at(now) == (times[covering[-1]], covering[-1])
     else:

@@ -145,6 +145,11 @@ def test_what_prometheus_cannot_tell_is_said(api: Api, body: Any, said: str) -> 
         read_load(api.url)
 
 
+def test_an_address_that_is_none_is_told() -> None:
+    with pytest.raises(ReplayError, match=r"--load: http://127\.0\.0\.1:port gives no answer"):
+        read_load("http://127.0.0.1:port")
+
+
 def test_the_command_takes_the_settings_provider(tmp_path: Path, api: Api) -> None:
     past = [half(NOW - HOUR * back, 100 + 10 * back) for back in range(24, 0, -1)]
     api.says({"data": past})
