@@ -128,8 +128,7 @@ def tune(
     settings = _settings(config, assign, {"model.family": family, "model.store": store}).settings
     path = settings.tuning_path
     if history:
-        with _usable(path):
-            entries = audit.read(tuning.audit_path(path))
+        entries = audit.read(tuning.audit_path(path))
         console.print(_history_table(entries) if entries else f"{tuning.audit_path(path)}: no server ran here yet")
         return
     in_force = tuning.load(path)
@@ -281,6 +280,7 @@ def replay(
     """What would these settings have done? Recorded grid and load through the policies that serve."""
     from server.replay import command, frontier, report
     from server.replay.simulate import Faults
+    from server.shaping.providers import limits_of
 
     settings = _settings(config, assign, {"model.family": family}).settings
     points = command.family_points(settings.model) if small_share is None else command.made_up_points(small_share)
@@ -291,7 +291,7 @@ def replay(
         rate=rate,
         points=points,
         settings=chosen,
-        faults=Faults(stale_hours * 3600, outage_hours * 3600),
+        faults=Faults(stale_hours * 3600, outage_hours * 3600, limits=limits_of(settings.grid)),
         utc_offset_h=utc_offset,
         sweeping=sweep,
         want=want,

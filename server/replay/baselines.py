@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
@@ -11,20 +11,26 @@ import numpy as np
 from energy.grid.replay import Forecasts
 from models.manifest import OperatingPoint
 from server.replay.course import Course, Floats
-from server.replay.figures import years_of
-from server.replay.simulate import Played, fixed, oracle_level
+from server.replay.figures import blind, hindsight
+from server.replay.simulate import Played, costs_of, fixed
 
 
-def standing(course: Course, points: Sequence[OperatingPoint], full_share_by_year: Mapping[str, float]) -> list[Played]:
-    """Always full, always the cheapest, a carbon-blind mix and the yearly oracle: the last two at the shares of each
-    calendar year, as a policy that keeps more quality in one year than in another could else beat hindsight."""
-    cheap = [(begin, end, 1 - full_share_by_year[name]) for begin, end, name in years_of(course)]
-    mix = np.concatenate([np.full(end - begin, share) for begin, end, share in cheap])
+def standing(course: Course, points: Sequence[OperatingPoint], level: Floats) -> list[Played]:
+    """Always full, always the cheapest of `points`, a carbon-blind mix and the yearly oracle: the last two with the
+    answers that the dial at `level` gives in each calendar year, as a policy that keeps more quality in one year than
+    in another could else beat hindsight."""
+    costs = costs_of(points)
+    dial = fixed(course, points, level, "carbon-blind mix")
     return [
         fixed(course, points, 0.0, "always full"),
         fixed(course, points, 1.0, "always small"),
-        fixed(course, points, mix, "carbon-blind mix"),
-        fixed(course, points, oracle_level(course, cheap), "oracle"),
+        Played(
+            dial.name,
+            blind(course, dial.level),
+            blind(course, dial.joules_per_1k),
+            blind(course, dial.relative_accuracy),
+        ),
+        fixed(course, points, hindsight(course, level, costs), "oracle"),
     ]
 
 

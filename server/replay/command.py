@@ -12,7 +12,7 @@ from server.replay import report
 from server.replay.baselines import standing
 from server.replay.course import Course, course_of
 from server.replay.errors import ReplayError
-from server.replay.figures import Figures, allowed, figures_of, swing_joules
+from server.replay.figures import Figures, allowed, dial_costs, figures_of
 from server.replay.frontier import Trial, sweep
 from server.replay.simulate import Faults, Played, simulate
 from server.replay.sources import read_grid
@@ -60,10 +60,9 @@ def replay(
     """Every policy of `settings`, and beside them what they are compared with at the first one's quality, that of each
     calendar year."""
     played = [simulate(course, points, one, faults) for one in settings]
-    swing = swing_joules(points, settings[0])
-    figures = [figures_of(course, one, swing) for one in played]
-    beside = standing(course, allowed(points, settings[0]), figures[0].full_share_by_year)
-    return played, figures + [figures_of(course, one, swing) for one in beside]
+    costs = dial_costs(points, settings[0])
+    beside = standing(course, allowed(points, settings[0]), played[0].level)
+    return played, [figures_of(course, one, costs) for one in (*played, *beside)]
 
 
 def run(

@@ -11,11 +11,13 @@ import numpy as np
 
 from models.manifest import OperatingPoint
 from server.replay.course import Course, Floats
-from server.replay.simulate import Played, oracle_level
+from server.replay.simulate import Played, at_level, costs_of, rearranged
 from server.shaping_settings import ShapingSettings
 
 JOULES_PER_KWH = 3_600_000.0
 HOUR_S = 3600.0
+ROUNDING = 1e-9
+"""Of all grams, what is no saving but the last digits of a sum."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Figures:
     timing_gco2e: float
     """Grams below a carbon-blind mix of the same quality: what choosing the hours saved."""
     of_oracle: float
-    """`timing_gco2e` as a share of what hindsight saves at the same quality in every calendar year; NaN where
+    """`timing_gco2e` as a share of what hindsight saves with the same answers in every calendar year; NaN where
     hindsight saves nothing."""
     full_share_by_year: dict[str, float]
 
@@ -47,30 +49,42 @@ class Figures:
         return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in tree.items()}
 
 
-def figures_of(course: Course, played: Played, swing_joules: float) -> Figures:
-    """The figures. `swing_joules` is full quality's joules per 1,000 answers less the cheapest allowed point's.
+def figures_of(course: Course, played: Played, costs: Sequence[float]) -> Figures:
+    """The figures. `costs` are those of the points that the dial walks over (`dial_costs`).
 
     Steps without a recorded intensity count for energy and quality, and for no grams.
     """
     grams, load = np.nan_to_num(course.grams_per_kwh), course.load
-    requests = load * course.step_s
-    joules = requests * played.joules_per_1k / 1000
-    years = years_of(course)
-    cheap = [(begin, end, _mean(played.level[begin:end], load[begin:end])) for begin, end, _ in years]
-    saved = _timing(grams, requests, played.level, cheap, swing_joules)
-    best = _timing(grams, requests, oracle_level(course, cheap), cheap, swing_joules)
+    joules = load * course.step_s * played.joules_per_1k / 1000
+    gco2e = float((joules * grams).sum() / JOULES_PER_KWH)
+    saved = _timing(course, at_level(played.level, costs))
+    best = _timing(course, at_level(hindsight(course, played.level, costs), costs))
+    full = {name: 1 - _mean(played.level[begin:end], load[begin:end]) for begin, end, name in years_of(course)}
     return Figures(
         policy=played.name,
-        gco2e=float((joules * grams).sum() / JOULES_PER_KWH),
+        gco2e=gco2e,
         kwh=float(joules.sum() / JOULES_PER_KWH),
         full_share=1 - _mean(played.level, load),
         relative_accuracy=_mean(played.relative_accuracy, load),
         worst_hour_accuracy=_worst_hour(course, played.relative_accuracy),
         switches_per_day=float(np.abs(np.diff(played.level)).sum() / course.days),
         timing_gco2e=saved,
-        of_oracle=saved / best if best > 0 else float("nan"),
-        full_share_by_year={name: 1 - share for (_, _, name), (_, _, share) in zip(years, cheap, strict=True)},
+        of_oracle=saved / best if best > ROUNDING * gco2e else float("nan"),
+        full_share_by_year=full,
     )
+
+
+def hindsight(course: Course, level: Floats, costs: Sequence[float]) -> Floats:
+    """Level at which the same answers would have been given in every calendar year by who knew it beforehand."""
+    years = ((course.cut(begin, end), level[begin:end]) for begin, end, _ in years_of(course))
+    return np.concatenate([rearranged(year, part, costs) for year, part in years])
+
+
+def blind(course: Course, values: Floats) -> Floats:
+    """For every step the mean over the answers of its calendar year: the same answers without a look at the grid."""
+    years = years_of(course)
+    means = [_mean(values[begin:end], course.load[begin:end]) for begin, end, _ in years]
+    return np.repeat(means, [end - begin for begin, end, _ in years])
 
 
 def years_of(course: Course) -> list[tuple[int, int, str]]:
@@ -85,15 +99,10 @@ def years_of(course: Course) -> list[tuple[int, int, str]]:
     return [(begin, end, str(year[(begin + end) // 2])) for begin, end in pairwise([*bounds, size])]
 
 
-def _timing(
-    grams: Floats, requests: Floats, level: Floats, cheap: Sequence[tuple[int, int, float]], swing_joules: float
-) -> float:
-    """Grams that `level` saves against the mean level of each stretch."""
-    total = 0.0
-    for begin, end, share in cheap:
-        weights = requests[begin:end] * grams[begin:end]
-        total += float((weights * (level[begin:end] - share)).sum())
-    return total * swing_joules / 1000 / JOULES_PER_KWH
+def _timing(course: Course, joules_per_1k: Floats) -> float:
+    """Grams that these answers save against the same ones spread over each calendar year alike."""
+    weights = course.load * course.step_s * np.nan_to_num(course.grams_per_kwh)
+    return float((weights * (blind(course, joules_per_1k) - joules_per_1k)).sum() / 1000 / JOULES_PER_KWH)
 
 
 def _mean(values: Floats, weights: Floats) -> float:
@@ -109,19 +118,15 @@ def _worst_hour(course: Course, accuracy: Floats) -> float:
     return float(accuracy[: hours * steps].reshape(hours, steps).mean(axis=1).min())
 
 
-def allowed(points: Sequence[OperatingPoint], settings: ShapingSettings) -> tuple[OperatingPoint, OperatingPoint]:
-    """Full quality and the cheapest point that standard requests may be answered by."""
+def allowed(points: Sequence[OperatingPoint], settings: ShapingSettings) -> tuple[OperatingPoint, ...]:
+    """The points that the dial walks over: from full quality to the cheapest that standard requests may have."""
     last = len(points) - 1
     if settings.fallback_point is not None:
         last = next((i for i, point in enumerate(points) if point.name == settings.fallback_point), 0)
     floor = settings.floors.standard
-    return points[0], next((points[i] for i in range(last, 0, -1) if points[i].relative_accuracy >= floor), points[0])
+    return tuple(points[: 1 + next((i for i in range(last, 0, -1) if points[i].relative_accuracy >= floor), 0)])
 
 
-def swing_joules(points: Sequence[OperatingPoint], settings: ShapingSettings) -> float:
-    """What the dial moves from end to end, joules per 1,000 answers (CPU-seconds where joules were not measured)."""
-    best, least = allowed(points, settings)
-    joules = best.answer_joules_per_1k, least.answer_joules_per_1k
-    if joules[0] is not None and joules[1] is not None:
-        return joules[0] - joules[1]
-    return best.answer_cpu_seconds_per_1k - least.answer_cpu_seconds_per_1k
+def dial_costs(points: Sequence[OperatingPoint], settings: ShapingSettings) -> list[float]:
+    """Joules per 1,000 answers of these (CPU-seconds where joules were not measured)."""
+    return costs_of(allowed(points, settings))

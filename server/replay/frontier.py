@@ -12,7 +12,7 @@ from models.manifest import OperatingPoint
 from server.config_problems import problems_of
 from server.replay.course import Course
 from server.replay.errors import ReplayError
-from server.replay.figures import Figures, figures_of, swing_joules
+from server.replay.figures import Figures, dial_costs, figures_of
 from server.replay.simulate import Faults, simulate
 from server.shaping_settings import ShapingSettings
 
@@ -48,11 +48,11 @@ def sweep(
     settings are tried around it, until one comes within half a point. Raises ReplayError for a policy that has no
     threshold."""
     values, changes_of = _varied(course, base)
-    swing = swing_joules(points, base)
+    costs = dial_costs(points, base)
 
     def tried(value: float) -> Trial:
         changes = changes_of(value)
-        return changes, figures_of(course, simulate(course, points, changed(base, **changes), faults), swing)
+        return changes, figures_of(course, simulate(course, points, changed(base, **changes), faults), costs)
 
     found = {value: tried(value) for value in values}
     if want is not None:

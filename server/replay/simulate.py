@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from energy.grid.ladder import Limits
 from energy.grid.memory import Memory
 from energy.grid.nowcast import nowcast
 from energy.grid.signal import Intensity
@@ -20,14 +21,11 @@ from server.replay.course import Course, Floats
 from server.shaping.policy import Inputs, PolicyState, decide
 from server.shaping_settings import ShapingSettings
 
-LIVE_MAX_AGE_S = 7200.0
-HISTORY_DAYS = 28
-HISTORY_MIN_WEEKS = 2
-
 
 @dataclass(frozen=True)
 class Faults:
-    """What the feed does wrong: readings come `age_s` late, and every `outage_every_s` none comes for `outage_s`.
+    """What the feed does wrong: readings come `age_s` late, and every `outage_every_s` none comes for `outage_s`; and
+    what the ladder makes of it by its `limits`.
 
     Every week and a quarter of a day, so that outages meet every hour of the week: at the same one each time, the mean
     of that hour would never be known.
@@ -36,6 +34,7 @@ class Faults:
     age_s: float = 0.0
     outage_s: float = 0.0
     outage_every_s: float = 7.25 * 86_400.0
+    limits: Limits = field(default_factory=Limits)
 
     def out(self, elapsed_s: float) -> bool:
         """Whether the feed is dead so long after the start. The first period has none."""
@@ -71,7 +70,7 @@ def simulate(
     """Every step's dial under `settings`. `points` run from full quality to the cheapest."""
     feed = _Feed(course, faults or Faults())
     state = PolicyState()
-    costs, accuracies = _costs(points), [point.relative_accuracy for point in points]
+    costs, accuracies = costs_of(points), [point.relative_accuracy for point in points]
     place = {point.name: index for index, point in enumerate(points)}
     size = len(course)
     levels, joules, accuracy = np.empty(size), np.empty(size), np.empty(size)
@@ -97,26 +96,31 @@ def simulate(
 
 
 def fixed(course: Course, points: Sequence[OperatingPoint], level: Floats | float, name: str) -> Played:
-    """A comparison between full quality and the cheapest of `points`, its `level` given for every step."""
+    """A comparison over the dial of `points`, its `level` given for every step."""
     levels = np.broadcast_to(np.asarray(level, dtype=np.float64), (len(course),)).copy()
-    costs = _costs(points)
-    joules = costs[0] + (costs[-1] - costs[0]) * levels
-    best, least = points[0].relative_accuracy, points[-1].relative_accuracy
-    return Played(name, levels, joules, best + (least - best) * levels)
+    accuracies = [point.relative_accuracy for point in points]
+    return Played(name, levels, at_level(levels, costs_of(points)), at_level(levels, accuracies))
 
 
-def oracle_level(course: Course, cheap_shares: Sequence[tuple[int, int, float]]) -> Floats:
-    """The level that saves the most with hindsight: for each stretch (begin, end, share of its requests to be answered
-    by the cheaper point) the dirtiest steps, the last of them in part."""
-    level = np.zeros(len(course))
-    for begin, end, share in cheap_shares:
-        grams, load = np.nan_to_num(course.grams_per_kwh[begin:end]), course.load[begin:end]
-        order = np.argsort(-grams, kind="stable")
-        taken = np.cumsum(load[order])
-        wanted = share * taken[-1]
-        part = np.clip((wanted - (taken - load[order])) / np.maximum(load[order], 1e-12), 0, 1)
-        level[begin + order] = part
-    return level
+def at_level(level: Floats, figures: Sequence[float]) -> Floats:
+    """What the points' figures come to where the dial stands: it walks over them in turn."""
+    found: Floats = np.interp(level * (len(figures) - 1), np.arange(len(figures)), figures)
+    return found
+
+
+def rearranged(course: Course, level: Floats, costs: Sequence[float]) -> Floats:
+    """Level at which hindsight would have given the same answers: as many by each point (of as many as `costs`), the
+    dirtiest steps' by the cheapest."""
+    last = len(costs) - 1
+    grams, load = np.nan_to_num(course.grams_per_kwh), course.load
+    order = np.argsort(-grams, kind="stable")
+    taken = np.cumsum(load[order])
+    found = np.zeros(len(course))
+    for index in range(1, last + 1):
+        # Of each step's answers, those by this point or a cheaper one.
+        wanted = (np.clip(level * last - (index - 1), 0, 1) * load).sum()
+        found[order] += np.clip((wanted - (taken - load[order])) / np.maximum(load[order], 1e-12), 0, 1)
+    return found / max(last, 1)
 
 
 class _Feed:
@@ -126,29 +130,31 @@ class _Feed:
         self._course, self._faults = course, faults
         self._grams = course.grams_per_kwh.tolist()
         self._late = round(faults.age_s / course.step_s)
+        self._stale = self._late * course.step_s > faults.limits.live_max_age_s
         self._memory = Memory("replay", course.zone)
         self._guarded = faults.outage_s > 0 or self._late > 0 or any(value != value for value in self._grams)
 
     def reading(self, step: int) -> Intensity | None:
-        course, memory = self._course, self._memory
+        course, memory, limits = self._course, self._memory, self._faults.limits
         source = step - self._late
         elapsed_s = step * course.step_s
-        alive = source >= 0 and not self._faults.out(elapsed_s) and self._grams[source] == self._grams[source]
-        if alive:
+        dead = self._stale or source < 0 or self._faults.out(elapsed_s)
+        if not dead and self._grams[source] == self._grams[source]:
             time = course.start + timedelta(seconds=source * course.step_s)
             live = Intensity(course.zone, "replay", time, self._grams[source], "live")
             if self._guarded:
-                memory.accept(live, HISTORY_DAYS)
+                memory.accept(live, limits.history_days)
             return live
         now = course.start + timedelta(seconds=elapsed_s)
-        return memory.cached(now, LIVE_MAX_AGE_S) or memory.hour_of_week_mean(now, HISTORY_DAYS, HISTORY_MIN_WEEKS)
+        usual = memory.hour_of_week_mean(now, limits.history_days, limits.history_min_weeks)
+        return memory.cached(now, limits.cached_max_age_s) or usual
 
     def expected(self, reading: Intensity | None, now: datetime) -> float | None:
         """What the ladder would expect of now by a late reading."""
         return None if reading is None else nowcast(reading, self._memory.mean_of, now)
 
 
-def _costs(points: Sequence[OperatingPoint]) -> list[float]:
+def costs_of(points: Sequence[OperatingPoint]) -> list[float]:
     """Joules per 1,000 answers of every point; where one was not measured, CPU-seconds stand in for all."""
     measured = [point.answer_joules_per_1k for point in points]
     if all(joules is not None for joules in measured):

@@ -22,13 +22,13 @@ from models.store import write_atomic
 from server.replay.baselines import forecast_level, trailing_level
 from server.replay.command import made_up_points
 from server.replay.course import Course, read_course, with_load
-from server.replay.figures import Figures, figures_of, swing_joules, years_of
+from server.replay.figures import Figures, dial_costs, figures_of, years_of
 from server.replay.simulate import Faults, Played, fixed, simulate
 from server.shaping_settings import ShapingSettings
 
 POINTS = made_up_points(0.5)
 SETTINGS = ShapingSettings(policy="percentile", full_share=0.5)
-SWING_J = swing_joules(POINTS, SETTINGS)
+COSTS = dial_costs(POINTS, SETTINGS)
 LOCAL_HOURS = {"AUS_QLD": 10, "BPAT": -8, "CISO": -8, "DE": 1, "ERCO": -6, "FPL": -5, "FR": 1, "GB": 0, "ISNE": -5}
 LOCAL_HOURS |= {"NL": 1, "NYISO": -5, "PJM": -5, "PL": 1, "SE": 1}
 """Standard time of the regions, hours after UTC, for the diurnal load."""
@@ -51,7 +51,7 @@ class Region:
     def score(self, played: Played, scored: slice | None = None) -> Figures:
         """The figures of whole years, or of the stretch `scored`."""
         part = scored or self.scored
-        return figures_of(self.course.cut(part.start, part.stop), played.cut(part.start, part.stop), SWING_J)
+        return figures_of(self.course.cut(part.start, part.stop), played.cut(part.start, part.stop), COSTS)
 
 
 def regions(data: Path, load: str, names: Sequence[str] = ()) -> list[Region]:

@@ -17,22 +17,26 @@ from server.settings import GridSettings, Settings
 def make_ladder(settings: Settings) -> Ladder:
     """The ladder over the configured provider. Raises SettingsError if there is none to be made."""
     grid = settings.grid
-    limits = Limits(
-        live_max_age_s=grid.live_max_age_s,
-        cached_max_age_s=grid.cached_max_age_s,
-        forecast_max_age_s=grid.forecast_max_age_s,
-        history_days=grid.history_days,
-    )
     # A recording's times are not the wall clock's: kept on disk they would pass for history of the real grid.
     cache_path = settings.grid_cache_path if grid.provider in LIVE else None
     try:
         provider = make_provider(choice_of(grid))
     except BadChoice as error:
         raise SettingsError([f"grid.{error.field}: {error}"]) from None
-    ladder = Ladder(provider, limits, cache_path)
+    ladder = Ladder(provider, limits_of(grid), cache_path)
     if isinstance(provider, ReplayProvider):
         ladder.learn(provider.past(grid.history_days))
     return ladder
+
+
+def limits_of(grid: GridSettings) -> Limits:
+    """How old a rung may be, by the settings."""
+    return Limits(
+        live_max_age_s=grid.live_max_age_s,
+        cached_max_age_s=grid.cached_max_age_s,
+        forecast_max_age_s=grid.forecast_max_age_s,
+        history_days=grid.history_days,
+    )
 
 
 def choice_of(grid: GridSettings) -> GridChoice:
@@ -60,15 +64,15 @@ def choice_of(grid: GridSettings) -> GridChoice:
     )
 
 
-def past_of(grid: GridSettings) -> tuple[float, ...]:
-    """The zone's past that the settings name, gCO2e/kWh by the hour, oldest first. Raises SettingsError."""
-    if grid.history_path is None:
-        return ()
 def _stripped(secret: SecretStr) -> Callable[[], str]:
     """The secret without the line break that an environment's, as a file's, often ends with."""
     return lambda: secret.get_secret_value().strip()
 
 
+def past_of(grid: GridSettings) -> tuple[float, ...]:
+    """The zone's past that the settings name, gCO2e/kWh by the hour, oldest first. Raises SettingsError."""
+    if grid.history_path is None:
+        return ()
     try:
         recording = read_recording(grid.history_path)
     except BadRecording as error:

@@ -10,22 +10,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from energy.grid.ladder import Limits
+from models.manifest import OperatingPoint
 from server.cli import app
 from server.replay.baselines import forecast_level, standing, trailing_level
 from server.replay.command import made_up_points, run
 from server.replay.course import Course, read_course, with_load
 from server.replay.errors import ReplayError
-from server.replay.figures import allowed, figures_of, swing_joules, years_of
+from server.replay.figures import allowed, dial_costs, figures_of, years_of
 from server.replay.frontier import CLOSE, changed, settings_for, sweep
-from server.replay.simulate import Faults, fixed, oracle_level, simulate
+from server.replay.simulate import Faults, fixed, rearranged, simulate
 from server.settings import Settings
 from server.shaping_settings import ShapingSettings
 
 POINTS = made_up_points(0.5)
 SETTINGS = ShapingSettings()
-SWING_J = swing_joules(POINTS, SETTINGS)
+COSTS = dial_costs(POINTS, SETTINGS)
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -47,7 +51,7 @@ def write_csv(path: Path, days: int = 10, gap: int | None = None) -> Path:
 
 def test_grams_and_kilowatt_hours_of_the_fixed_policies_are_as_computed_by_hand() -> None:
     even = Course("Z", BEGIN, 3600, np.full(100, 360.0), np.full(100, 10.0))
-    full, small, mix, _ = (figures_of(even, one, SWING_J) for one in standing(even, POINTS, {"2024": 0.5}))
+    full, small, mix, _ = (figures_of(even, one, COSTS) for one in standing(even, POINTS, np.full(100, 0.5)))
     # 100 h of 10 requests a second, a joule each: a kWh.
     assert (full.kwh, full.gco2e) == (pytest.approx(1), pytest.approx(360))
     assert (small.kwh, small.gco2e) == (pytest.approx(0.5), pytest.approx(180))
@@ -59,7 +63,7 @@ def test_grams_and_kilowatt_hours_of_the_fixed_policies_are_as_computed_by_hand(
 
 def test_the_oracle_takes_the_dirtiest_hours_and_no_other() -> None:
     one = course()
-    level = oracle_level(one, [(0, len(one), 0.25)])
+    level = rearranged(one, np.full(len(one), 0.25), COSTS)
     assert level.mean() == pytest.approx(0.25)
     assert one.grams_per_kwh[level == 1].min() >= one.grams_per_kwh[level == 0].max()
 
@@ -67,10 +71,11 @@ def test_the_oracle_takes_the_dirtiest_hours_and_no_other() -> None:
 def test_nothing_beats_the_oracle_and_percentile_comes_close() -> None:
     one = course()
     chosen = changed(SETTINGS, max_switches_per_day=10)
-    ours = figures_of(one, simulate(one, POINTS, chosen), SWING_J)
+    played = simulate(one, POINTS, chosen)
+    ours = figures_of(one, played, COSTS)
     assert 0.85 < ours.of_oracle <= 1
     assert ours.full_share == pytest.approx(0.5, abs=0.04)
-    oracle = figures_of(one, standing(one, POINTS, ours.full_share_by_year)[3], SWING_J)
+    oracle = figures_of(one, standing(one, POINTS, played.level)[3], COSTS)
     assert oracle.of_oracle == pytest.approx(1)
     assert oracle.gco2e < ours.gco2e
 
@@ -80,8 +85,8 @@ def test_hindsight_is_not_beaten_by_keeping_more_quality_in_one_year_than_in_ano
     dirty_2020 = np.where(np.arange(24 * days) < 24 * 366, 500.0, 100.0)
     one = Course("Z", datetime(2020, 1, 1, tzinfo=UTC), 3600, dirty_2020, np.ones(24 * days))
     chosen = fixed(one, POINTS, np.where(np.arange(24 * days) < 24 * 366, 0.9, 0.1), "chosen")
-    ours = figures_of(one, chosen, SWING_J)
-    mix, oracle = (figures_of(one, two, SWING_J) for two in standing(one, POINTS, ours.full_share_by_year)[2:])
+    ours = figures_of(one, chosen, COSTS)
+    mix, oracle = (figures_of(one, two, COSTS) for two in standing(one, POINTS, chosen.level)[2:])
     assert oracle.full_share == mix.full_share == pytest.approx(ours.full_share)
     assert oracle.gco2e <= ours.gco2e * (1 + 1e-9)
     assert ours.timing_gco2e == pytest.approx(mix.gco2e - ours.gco2e, abs=1e-6)
@@ -105,6 +110,48 @@ def test_a_dead_feed_ends_at_full_quality_and_comes_back() -> None:
     assert played.level[dead + 12 :].max() == 1
 
 
+def three_points() -> tuple[OperatingPoint, ...]:
+    """A point in between that costs much less than a mix of the ends."""
+    full, small = POINTS
+    changes = {"name": "lite", "joules_per_1k": 600.0, "cpu_seconds_per_1k": 0.6, "relative_accuracy": 0.99}
+    return full, full.model_copy(update=changes), small
+
+
+def test_between_three_points_the_dial_saves_what_they_cost_and_nothing_by_timing_where_it_stands_still() -> None:
+    one, points = course(), three_points()
+    costs = dial_costs(points, SETTINGS)
+    still = figures_of(one, fixed(one, points, 0.5, "still"), costs)
+    assert still.kwh == pytest.approx(0.6 * len(one) * 1800 / 3.6e6)
+    assert still.relative_accuracy == pytest.approx(0.99)
+    assert still.timing_gco2e == pytest.approx(0, abs=1e-9)
+    assert math.isnan(still.of_oracle)
+
+
+@given(st.lists(st.floats(0, 1), min_size=8, max_size=8), st.lists(st.floats(0, 500), min_size=8, max_size=8))
+def test_hindsight_gives_the_same_answers_and_is_beaten_by_no_level(levels: list[float], grams: list[float]) -> None:
+    points = three_points()
+    costs = dial_costs(points, SETTINGS)
+    one = Course("Z", BEGIN, 1800, np.repeat(grams, 6), np.ones(48))
+    ours = fixed(one, points, np.tile(levels, 6), "ours")
+    full, small, mix, oracle = (figures_of(one, two, costs) for two in standing(one, points, ours.level))
+    found = figures_of(one, ours, costs)
+    for beside in (mix, oracle):
+        assert beside.kwh == pytest.approx(found.kwh, rel=0.01)
+        assert beside.relative_accuracy == pytest.approx(found.relative_accuracy, abs=1e-3)
+    assert oracle.timing_gco2e >= found.timing_gco2e - 0.01 * full.gco2e
+    assert small.gco2e <= oracle.gco2e * (1 + 1e-9) <= full.gco2e * (1 + 1e-9)
+    assert found.timing_gco2e == pytest.approx(mix.gco2e - found.gco2e, abs=1e-9)
+
+
+def test_readings_older_than_the_ladder_takes_are_none() -> None:
+    one = course(20)
+    refused, taken = (
+        simulate(one, POINTS, SETTINGS, Faults(3 * 3600, limits=Limits(live_max_age_s=age))) for age in (7200, 14_400)
+    )
+    assert (refused.reasons, refused.level.max()) == ({"grid-unknown": len(one)}, 0)
+    assert taken.level.max() == 1
+
+
 def test_late_readings_move_the_dial_late() -> None:
     step = Course("Z", BEGIN, 1800, np.array([100.0] * 384 + [900.0] * 20), np.ones(404))
     chosen = changed(SETTINGS, full_share=0.9)
@@ -125,7 +172,7 @@ def test_late_readings_are_brought_to_now_by_the_days_before() -> None:
 def test_gaps_in_the_recording_cost_energy_and_no_grams(tmp_path: Path) -> None:
     one = read_course(write_csv(tmp_path / "g.csv", gap=30), "flat")
     assert np.isnan(one.grams_per_kwh).sum() == 2
-    figures = figures_of(one, fixed(one, POINTS, 0.0, "full"), SWING_J)
+    figures = figures_of(one, fixed(one, POINTS, 0.0, "full"), COSTS)
     assert figures.kwh == pytest.approx(240 * 3600 / 3.6e6)
     assert not math.isnan(figures.gco2e)
     assert simulate(one, POINTS, SETTINGS).level.max() == 1
@@ -146,6 +193,22 @@ def test_a_load_recording_is_laid_over_the_course_by_hour_of_the_week(tmp_path: 
     assert (loaded.load[18::48] == 2).all()
     path.write_text(path.read_text().replace("time,count", "time,requests_per_s"))
     assert set(with_load(course(21), str(path)).load.tolist()) == {3600.0, 7200.0}
+
+
+@pytest.mark.parametrize("fast_rows", [12, 600], ids=["usually by the hour", "usually by five minutes"])
+def test_a_feed_that_changed_its_step_is_known_throughout_and_counts_each_hour_alike(
+    tmp_path: Path, fast_rows: int
+) -> None:
+    rows = [(BEGIN + timedelta(hours=hour), 300 + hour) for hour in range(24)]
+    rows += [(BEGIN + timedelta(hours=24, minutes=5 * row), 100 + row % 12) for row in range(fast_rows)]
+    for column in ("ci_lifecycle", "count"):
+        lines = [f"{time:%Y-%m-%dT%H:%M:%SZ},{value}" for time, value in rows]
+        (tmp_path / f"{column}.csv").write_text("\n".join([f"utc_time,{column}", *lines]) + "\n")
+    one = read_course(tmp_path / "ci_lifecycle.csv", str(tmp_path / "count.csv"))
+    for begin, mean in ((3, 303), (24, 105.5)):
+        hour = one.grams_per_kwh[round(begin * 3600 / one.step_s) : round((begin + 1) * 3600 / one.step_s)]
+        assert hour.mean() == pytest.approx(mean)
+    assert 300 / 3600 <= one.load.min() <= one.load.max() <= 111 / 300
 
 
 def test_a_recording_without_any_intensity_is_refused(tmp_path: Path) -> None:
@@ -172,7 +235,7 @@ def test_the_settings_that_a_sweep_prints_give_the_wanted_quality(policy: str) -
     words = settings_for(trials, base, 0.66).partition("jouleserve tune ")[2].partition(" (")[0].split()
     given = dict(word.removeprefix("shaping.").split("=") for word in words)
     assert given["policy"] == policy
-    again = figures_of(one, simulate(one, POINTS, changed(base, **given), faults), SWING_J)
+    again = figures_of(one, simulate(one, POINTS, changed(base, **given), faults), COSTS)
     assert again.full_share == pytest.approx(0.66, abs=CLOSE)
 
 
@@ -194,15 +257,15 @@ def test_a_grid_of_a_few_grams_has_a_frontier_too() -> None:
 def test_a_perfect_forecast_does_no_worse_than_the_past_alone() -> None:
     one = course(40, 3600)
     forecasts = {BEGIN + timedelta(days=day): one.grams_per_kwh[day * 24 : day * 24 + 96].tolist() for day in range(37)}
-    ahead = figures_of(one, fixed(one, POINTS, forecast_level(one, forecasts, 0.5, 7), "ahead"), SWING_J)
-    past = figures_of(one, fixed(one, POINTS, trailing_level(one, 7, 0.5), "past"), SWING_J)
+    ahead = figures_of(one, fixed(one, POINTS, forecast_level(one, forecasts, 0.5, 7), "ahead"), COSTS)
+    past = figures_of(one, fixed(one, POINTS, trailing_level(one, 7, 0.5), "past"), COSTS)
     assert ahead.of_oracle >= past.of_oracle - 0.01
 
 
 def test_points_below_the_floor_are_not_counted_as_savings() -> None:
     strict = ShapingSettings.model_validate({"floors": {"standard": 0.99, "eco": 0.9}})
-    assert [point.name for point in allowed(POINTS, strict)] == ["full", "full"]
-    assert swing_joules(POINTS, strict) == 0
+    assert [point.name for point in allowed(POINTS, strict)] == ["full"]
+    assert math.isnan(figures_of(course(5), simulate(course(5), POINTS, strict), dial_costs(POINTS, strict)).of_oracle)
     assert simulate(course(5), POINTS, strict).joules_per_1k.min() == 1000
 
 
