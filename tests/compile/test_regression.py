@@ -31,7 +31,7 @@ from compile.specs.finetune import FinetuneSpec
 from models.store import Store
 from server.engine.family import load_family
 from tests.compile.conftest import WORDS
-from tests.server.api.test_app import post, serving
+from tests.support.apps import post, serving
 
 MakeRecipe = Callable[[Path, Path], dict[str, Any]]
 # Far from 0 and wide: a head that learned in this unit would not get there within these epochs.

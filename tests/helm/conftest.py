@@ -10,6 +10,8 @@ import helm_python as helm  # of tests/helm/requirements.lock
 import pytest
 import yaml
 
+from server.node.settings import NodeSettings
+
 CHART = Path(__file__).parents[2] / "helm" / "jouleserve"
 STORE = {"store": {"claim": "models"}}
 
@@ -59,3 +61,15 @@ def pod_templates(manifests: Manifests) -> dict[str, dict[str, Any]]:
             found["head"] = cluster["headGroupSpec"]["template"]
             found |= {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
     return found
+
+
+def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
+    """All of a pod, those that run first included."""
+    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+
+
+def node_process(template: dict[str, Any]) -> NodeSettings:
+    """The node process's settings by its own parser, which ends the test if it refuses them."""
+    container = next(one for one in template["spec"]["containers"] if one["name"] == "node")
+    assert container["command"] == ["python", "-m", "server.node"]
+    return NodeSettings.from_arguments(container["args"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 EVERYTHING_WATCHED = {"monitor": True, "rules": True, "dashboards": True, "labels": {"release": "prometheus"}}
 SETS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -40,3 +42,4 @@ SETS: dict[str, dict[str, Any]] = {
         "topologySpread": {"enabled": False},
     },
 }
+every_set = pytest.mark.parametrize("values", SETS.values(), ids=SETS)

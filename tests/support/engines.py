@@ -10,14 +10,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.engine.engine import Engine, EngineLimits
+from server.engine.engine import Answer, Engine, EngineLimits
 from server.engine.family import Family
 from server.engine.runs import BatchRecord
 from server.engine.runtime import Float32Array, Runtime
-from server.engine.tokenizer import Tokens
-from server.shaping.policy import DialState
+from server.engine.tokenizer import Text, Tokens
+from server.shaping.policy import DialState, QualityClass
 
 WAIT_S = 20.0
+POINTS = ("full", "lite", "nano")
+"""The operating points of the tiny family, best first."""
 
 
 def dial(standard: str = "full", eco: str = "nano", version: int = 0) -> DialState:
@@ -120,3 +122,14 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not condition():  # noqa: ASYNC110 (what is waited for happens in threads, too)
             await asyncio.sleep(0.001)
+
+
+async def ask(engine: WatchedEngine, *texts: str, quality: QualityClass = "standard") -> list[Answer]:
+    """The answers to single texts in one request."""
+    return await engine.predict([Text(text) for text in texts], quality=quality)
+
+
+async def ask_one(engine: WatchedEngine, text: str, quality: QualityClass = "standard") -> Answer:
+    """The answer to one text."""
+    (answer,) = await ask(engine, text, quality=quality)
+    return answer

@@ -20,7 +20,7 @@ from server.guard import Guard
 from server.shaping import audit
 from server.shaping.tunables import Tunables
 from server.shaping.tuning import audit_path, begin, load, tune
-from tests.server.api.test_app import MAX_BODY, Meter
+from tests.support.apps import MAX_BODY, Meter
 from tests.support.engines import running
 
 KEY, USER_KEY = "admin-key-0123456789", "user-key-0123456789"

@@ -12,8 +12,8 @@ import pytest
 from models.store import Store
 from server.engine.family import Family, load_family
 from server.jobs.worker import JobWorker
-from tests.server.api.test_app import post, serving
 from tests.server.api.test_oip import body
+from tests.support.apps import post, serving
 from tests.support.engines import dial, running
 from tests.support.jobs import TurnedGrid, desk_of, wanted
 from tests.support.listening import NoJoules

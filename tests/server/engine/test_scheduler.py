@@ -5,92 +5,24 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.batching import NO_DEADLINE_NS, Batcher, BatchLimits
+from server.engine.batching import BatchLimits
 from server.engine.errors import BackendFailure
 from server.engine.family import Family
-from server.engine.runs import BatchRecord, JobResult, split
+from server.engine.runs import JobResult, split
 from server.engine.runtime import Float32Array
 from server.engine.scheduler import Scheduler
-from server.engine.tokenizer import Text, Tokens
+from server.engine.tokenizer import Tokens
 from tests.support.engines import WAIT_S, GatedRuntime, until
+from tests.support.scheduling import TinyJob, finished, job, scheduling, scores, with_runtime
 from tests.support.tiny_family import WORDS
-
-
-@dataclass(eq=False)
-class TinyJob:
-    """A job that keeps its result."""
-
-    family: Family
-    tokens: Tokens
-    variant: str = "full"
-    enqueued_ns: int = 0
-    arrived_ns: int = 0
-    deadline_ns: int = NO_DEADLINE_NS
-    gone: bool = False
-    results: list[JobResult] = field(default_factory=list)
-    threads: list[threading.Thread] = field(default_factory=list)
-
-    def abandoned(self) -> bool:
-        return self.gone
-
-    def finish(self, result: JobResult) -> None:
-        self.results.append(result)
-        self.threads.append(threading.current_thread())
-
-    @property
-    def result(self) -> JobResult:
-        (only,) = self.results
-        return only
-
-
-def job(family: Family, text: str, variant: str = "full") -> TinyJob:
-    return TinyJob(family, family.tokenizer.encode(Text(text), truncate=None), variant)
-
-
-def scores(one: TinyJob) -> list[float]:
-    assert one.result.logits is not None
-    row: list[float] = one.result.logits.tolist()
-    return row
-
-
-class CallRuntime:
-    """A runtime made of a function."""
-
-    def __init__(self, call: Callable[[Sequence[Tokens]], Float32Array]) -> None:
-        self.call = call
-
-    def run(self, batch: Sequence[Tokens]) -> Float32Array:
-        return self.call(batch)
-
-
-def with_runtime(family: Family, call: Callable[[Sequence[Tokens]], Float32Array]) -> Family:
-    return replace(family, runtimes={**family.runtimes, "full": CallRuntime(call)})
-
-
-@asynccontextmanager
-async def scheduling(workers: int = 1, **limits: int) -> AsyncIterator[tuple[Scheduler, list[BatchRecord]]]:
-    records: list[BatchRecord] = []
-    scheduler = Scheduler(workers, BatchLimits(**limits), records.append)
-    try:
-        yield scheduler, records
-    finally:
-        await scheduler.close()
-
-
-async def finished(scheduler: Scheduler, jobs: Sequence[TinyJob]) -> None:
-    for one in jobs:
-        scheduler.submit(one)
-    await until(lambda: all(one.results for one in jobs))
 
 
 async def test_each_job_gets_the_logits_of_its_own_text(family: Family) -> None:
@@ -339,177 +271,3 @@ def test_the_parts_of_a_split_add_up_and_follow_the_weights(total: int, weights:
     whole = sum(weights)
     slack = 1 + total * 1e-12
     assert all(abs(part - total * weight / whole) <= slack for part, weight in zip(parts, weights, strict=True))
-
-
-LONG_NS = 60_000_000_000
-
-
-async def ran_on_loop(scheduler: Scheduler, one: TinyJob, ran: list[threading.Thread]) -> bool:
-    """Submit one job and say whether it ran where it was submitted."""
-    ran.clear()
-    await finished(scheduler, [one])
-    return ran == [threading.current_thread()]
-
-
-def noting(family: Family, ran: list[threading.Thread]) -> Family:
-    """The family with a runtime that notes the threads it runs on."""
-    real = family.runtimes["full"]
-
-    def call(batch: Sequence[Tokens]) -> Float32Array:
-        ran.append(threading.current_thread())
-        return real.run(batch)
-
-    return with_runtime(family, call)
-
-
-async def test_a_short_job_that_comes_alone_wakes_no_worker_once_its_pace_is_known(family: Family) -> None:
-    ran: list[threading.Thread] = []
-    noted = noting(family, ran)
-    async with scheduling(inline_ns=LONG_NS) as (scheduler, records):
-        assert not await ran_on_loop(scheduler, job(noted, "card"), ran)
-        await until(lambda: scheduler._idle == scheduler.workers)
-        second = job(noted, "card")
-        assert await ran_on_loop(scheduler, second, ran)
-        assert scores(second) == [1, 0, 0]
-        assert [record.rows for record in records] == [1, 1]
-
-
-async def test_a_lone_short_job_whose_client_has_left_is_given_back_unrun(family: Family) -> None:
-    ran: list[threading.Thread] = []
-    noted = noting(family, ran)
-    async with scheduling(inline_ns=LONG_NS) as (scheduler, records):
-        await finished(scheduler, [job(noted, "card")])
-        await until(lambda: scheduler._idle == scheduler.workers)
-        ran.clear()
-        left = job(noted, "lost")
-        left.gone = True
-        await finished(scheduler, [left])
-        assert left.result.dropped
-        assert ran == []
-        assert len(records) == 1
-        await until(lambda: scheduler._idle == scheduler.workers)
-        assert await ran_on_loop(scheduler, job(noted, "card"), ran)
-
-
-async def test_a_job_that_is_not_known_to_be_short_goes_to_a_worker(family: Family) -> None:
-    ran: list[threading.Thread] = []
-    noted = noting(family, ran)
-    async with scheduling(inline_ns=1) as (scheduler, _):
-        for _ in range(3):
-            assert not await ran_on_loop(scheduler, job(noted, "card"), ran)
-            await until(lambda: scheduler._idle == scheduler.workers)
-
-
-async def test_jobs_that_come_together_go_to_the_workers(family: Family) -> None:
-    ran: list[threading.Thread] = []
-    noted = noting(family, ran)
-    async with scheduling(inline_ns=LONG_NS) as (scheduler, _):
-        await finished(scheduler, [job(noted, "card")])
-        await until(lambda: scheduler._idle == scheduler.workers)
-        ran.clear()
-        await finished(scheduler, [job(noted, "card"), job(noted, "lost")])
-        assert threading.current_thread() not in ran
-
-
-async def test_after_a_run_on_the_loop_that_kept_another_waiting_the_next_go_to_the_workers(family: Family) -> None:
-    ran: list[threading.Thread] = []
-    noted = noting(family, ran)
-    async with scheduling(inline_ns=LONG_NS) as (scheduler, _):
-        await finished(scheduler, [job(noted, "card")])
-        await until(lambda: scheduler._idle == scheduler.workers)
-        first, second = job(noted, "card"), job(noted, "lost")
-        loop = asyncio.get_running_loop()
-        ran.clear()
-        scheduler.submit(first)
-        # Read by the loop in the turn after the run, as a request that arrives meanwhile is.
-        loop.call_soon(loop.call_soon, scheduler.submit, second)
-        await until(lambda: bool(first.results and second.results))
-        assert ran[0] is threading.current_thread()
-        await until(lambda: scheduler._idle == scheduler.workers)
-        assert not await ran_on_loop(scheduler, job(noted, "card"), ran)
-
-
-@dataclass(eq=False)
-class TwiceJob(TinyJob):
-    """A job that comes back for another variant, as a cascade's does."""
-
-    scheduler: Scheduler | None = None
-
-    def finish(self, result: JobResult) -> None:
-        if self.variant == "full":
-            assert self.scheduler is not None
-            self.variant, self.arrived_ns = "lite", self.enqueued_ns
-            self.scheduler.submit(self)
-        else:
-            super().finish(result)
-
-
-def twice(family: Family, scheduler: Scheduler, text: str = "card") -> TwiceJob:
-    tokens = family.tokenizer.encode(Text(text), truncate=None)
-    return TwiceJob(family, tokens, scheduler=scheduler)
-
-
-async def test_closing_finishes_the_jobs_that_come_back_too(family: Family) -> None:
-    scheduler = Scheduler(2, BatchLimits(max_rows=2))
-    jobs = [twice(family, scheduler, f"card w{number}") for number in range(30)]
-    for one in jobs:
-        scheduler.submit(one)
-    await scheduler.close()
-    assert [scores(one) for one in jobs] == [[0.5, 0, 0]] * 30
-    assert scheduler.queued == 0
-
-
-async def test_the_objective_counts_from_the_first_arrival_of_a_job_that_comes_back(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arrived: list[int] = []
-    add = Batcher.add
-
-    def noted(*args: Any, **kwargs: Any) -> None:
-        arrived.append(kwargs["now_ns"])
-        add(*args, **kwargs)
-
-    monkeypatch.setattr(Batcher, "add", noted)
-    async with scheduling() as (scheduler, _):
-        one = twice(family, scheduler)
-        await finished(scheduler, [one])
-    assert arrived == [one.arrived_ns] * 2
-    assert one.enqueued_ns > one.arrived_ns
-
-
-async def with_both_paces(scheduler: Scheduler, noted: Family) -> None:
-    await finished(scheduler, [twice(noted, scheduler)])
-    await until(lambda: scheduler._idle == scheduler.workers)
-
-
-async def test_a_lone_job_that_comes_back_wakes_no_worker_and_keeps_nobody_waiting(family: Family) -> None:
-    ran: list[threading.Thread] = []
-    noted = noting(family, ran)
-    async with scheduling(inline_ns=LONG_NS) as (scheduler, records):
-        await with_both_paces(scheduler, noted)
-        for _ in range(3):
-            ran.clear()
-            one = twice(noted, scheduler)
-            await finished(scheduler, [one])
-            assert ran == one.threads == [threading.current_thread()]
-            await until(lambda: scheduler._idle == scheduler.workers)
-        assert [record.variant for record in records] == ["full", "lite"] * 4
-        assert scheduler._inline.allows()
-
-
-async def test_when_a_job_comes_back_from_the_loop_into_company_the_next_go_to_the_workers(family: Family) -> None:
-    ran: list[threading.Thread] = []
-    noted = noting(family, ran)
-    async with scheduling(inline_ns=LONG_NS) as (scheduler, _):
-        await with_both_paces(scheduler, noted)
-        first, second = twice(noted, scheduler), job(noted, "lost", "lite")
-        loop = asyncio.get_running_loop()
-        ran.clear()
-        scheduler.submit(first)
-        loop.call_soon(loop.call_soon, scheduler.submit, second)
-        await until(lambda: bool(first.results and second.results))
-        assert ran[0] is threading.current_thread()
-        await until(lambda: scheduler._idle == scheduler.workers)
-        assert not await ran_on_loop(scheduler, job(noted, "card"), ran)
-        # That nobody came after the second run does not make up for who waited beside the first.
-        assert scheduler._inline._next == 4
