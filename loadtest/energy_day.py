@@ -41,7 +41,7 @@ HOURS: tuple[float, ...] = (0.99, 0.81, 0.55, 0.33, 0.21, 0.14, 0.12, 0.13, 0.18
 HOURS += (0.63, 0.66, 0.69, 0.73, 0.75, 0.75, 0.74, 0.74, 0.76, 0.79, 0.88, 1.0)
 PARTS = ("attributed", "overhead", "idle", "other")
 WINDOW_S = 300.0
-READ_EVERY_S = 5.0
+READS_AN_HOUR = 4
 SETTLE_S = 4.0
 GRAMS_PER_KWH = 300
 TARGETS = {"conservation_error": 0.001, "header_difference": 0.02, "meter_share_of_a_core": 0.001}
@@ -88,14 +88,16 @@ async def send(url: str, questions: Sequence[Question], seconds: float, peak: fl
             await asyncio.wait(tasks)
 
 
-async def watch(metrics_url: str, day: Day, stop: asyncio.Event) -> None:
-    """Read the books now and then."""
+async def watch(metrics_url: str, day: Day, every_s: float, stop: asyncio.Event) -> None:
+    """Read the books, evenly: so each span between two looks has as many ticks in it as the others."""
+    due = time.monotonic()
     async with httpx.AsyncClient(timeout=10) as client:
         while not stop.is_set():
             books = (await client.get(f"{metrics_url}/conservation")).json()
             day.books.append((time.monotonic(), books))
             try:
-                await asyncio.wait_for(stop.wait(), READ_EVERY_S)
+                due += every_s
+                await asyncio.wait_for(stop.wait(), max(due - time.monotonic(), 0.0))
             except TimeoutError:
                 continue
 
@@ -103,7 +105,7 @@ async def watch(metrics_url: str, day: Day, stop: asyncio.Event) -> None:
 async def live(served: Served, questions: Sequence[Question], seconds: float, peak: float) -> Day:
     """The whole day."""
     day, stop = Day(), asyncio.Event()
-    watching = asyncio.create_task(watch(served.metrics_url, day, stop))
+    watching = asyncio.create_task(watch(served.metrics_url, day, seconds / 24 / READS_AN_HOUR, stop))
     await send(f"{served.url}/predict", questions, seconds, peak, day)
     await asyncio.sleep(SETTLE_S)
     stop.set()
@@ -154,7 +156,7 @@ def header_difference(replies: Sequence[Reply], before: Reading, after: Reading)
 
 
 def plot(books: Sequence[tuple[float, Mapping[str, Any]]], seconds: float, peak: float) -> str:
-    """Watts over the day, stacked by who owes them, and the rate of requests, as SVG."""
+    """Watts by the hour, stacked by who owes them, and the rate of requests, as SVG."""
     width, height, left, top = 760, 320, 56, 34
     inner_w, inner_h = width - 2 * left, height - top - 60
     rows = [
@@ -162,7 +164,7 @@ def plot(books: Sequence[tuple[float, Mapping[str, Any]]], seconds: float, peak:
             (then[0] + now[0]) / 2 - books[0][0],
             [(now[1][f"{part}_joules"] - then[1][f"{part}_joules"]) / (now[0] - then[0]) for part in PARTS],
         )
-        for then, now in pairwise(books[::2])
+        for then, now in pairwise(books[::READS_AN_HOUR])
         if now[0] > then[0]
     ]
     most = max(sum(watts) for _, watts in rows) * 1.05
