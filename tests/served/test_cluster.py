@@ -21,6 +21,8 @@ from loadtest.standing import load, statuses
 from models.store import Store
 from server.rpc.proto.predictor_pb2 import PredictRequest
 from server.rpc.proto.predictor_pb2_grpc import PredictorStub
+from server.shaping.controller import JITTER
+from tests.support.live_feed import Feed
 from tests.support.machines import Machines, machines
 from tests.support.tiny_family import publish_tiny_family
 
@@ -29,6 +31,7 @@ pytestmark = pytest.mark.served
 CLIENTS = 8
 QUESTIONS = [Question(f"refund w{n % 50} w{n // 50 % 50}") for n in range(1000)]
 TOLD_WITHIN_S = 20
+POLL_S = 1.0
 GRPC_PORT = free_port()
 MOST_CONNECTIONS = 40
 """That one of two replicas gets none of them is as likely as 40 heads in a row."""
@@ -42,7 +45,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[Machines]:
+def feed() -> Iterator[Feed]:
+    with Feed() as feed:
+        yield feed
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, store: Store, feed: Feed) -> Iterator[Machines]:
     """A head and a second machine, a replica on each."""
     with machines(tmp_path_factory.mktemp("c"), cpus=1) as cluster:
         cluster.add(cpus=1)
@@ -54,7 +63,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[
             "cache": {"enabled": False},
             "batching": {"workers": 1},
             "energy": {"source": "estimated"},
-            "shaping": {"policy": "off"},
+            "grid": {"provider": "uk", "base_url": feed.url, "max_attempts": 1},
+            "shaping": {"policy": "off", "poll_period_s": POLL_S},
         }
         cluster.deploy(
             {
@@ -136,6 +146,22 @@ def test_the_dial_reaches_both_machines_and_their_books(cluster: Machines, store
 
 def _asked(metrics_url: str, point: str) -> float:
     return read_metrics(metrics_url).total("jouleserve_requests_total", point=point)
+
+
+def test_one_process_in_the_cluster_asks_the_provider_and_both_machines_show_its_reading(
+    cluster: Machines, feed: Feed
+) -> None:
+    def shown() -> set[float]:
+        return {
+            read_metrics(one.metrics_url).total("jouleserve_grid_intensity_grams_per_kwh") for one in cluster.members
+        }
+
+    feed.grams = 123
+    asked, began = feed.asked, time.monotonic()
+    wait_for(lambda: shown() == {123.0}, TOLD_WITHIN_S, "both show the reading")
+    time.sleep(3)
+    most = (time.monotonic() - began) / (POLL_S * (1 - JITTER)) + 1
+    assert 0 < feed.asked - asked <= most, "two would ask twice as often"
 
 
 def test_jobs_are_kept_by_the_conductor_and_asked_for_at_any_replica(cluster: Machines) -> None:

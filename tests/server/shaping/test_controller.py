@@ -156,6 +156,15 @@ async def test_the_grid_is_looked_at_once_a_period_only(tmp_path: Path) -> None:
     assert bench.feed.looks == 3
 
 
+async def test_looks_are_a_tenth_of_the_period_early_or_late_by_chance(tmp_path: Path) -> None:
+    for chance, soonest_s in ((0.0, 90), (0.999999, 110)):
+        bench = Bench(tmp_path, settings(poll_period_s=100))
+        bench.controller._uniform = lambda chance=chance: chance
+        for after_s, looks in ((0, 1), (soonest_s - 0.1, 1), (0.2, 2)):
+            await bench.after(after_s, 200)
+            assert bench.feed.looks == looks
+
+
 async def test_a_dial_is_pushed_when_it_changes_and_not_at_every_look(tmp_path: Path) -> None:
     bench = Bench(tmp_path, settings())
     for grams in (200, 210, 220, 412, 430, 440):
