@@ -9,10 +9,12 @@ gone back to until the server stops; a start begins with what the settings say.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import pwd
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ from server.config_problems import SettingsError
 from server.shaping import audit
 from server.shaping.audit import Entry, Via
 from server.shaping.tunables import Check, Tunables
+
+LOCK_WAIT_S, ADOPT_WAIT_S = 10.0, 0.1
+LOCK_LOOK_S = 0.02
 
 
 def save(path: Path, tunables: Tunables) -> None:
@@ -62,7 +67,7 @@ def audit_path(path: Path) -> Path:
 
 def begin(path: Path, tunables: Tunables) -> None:
     """Write the file for a server that starts, whatever an earlier one left there."""
-    with _locked(path):
+    with _locked(path, LOCK_WAIT_S):
         log_path = audit_path(path)
         audit.make_room(log_path)
         known = audit.read(log_path)
@@ -81,9 +86,9 @@ def tune(
     """Apply `changes` to the file and return what it now says; callers at once lose no change.
 
     Raises SettingsError and leaves the file alone if anything is wrong, VersionConflict if the file's version is not
-    the expected one.
+    the expected one, OSError if the disk refuses it or another change does not end.
     """
-    with _locked(path):
+    with _locked(path, LOCK_WAIT_S):
         current = load(path)
         if expected_version is not None and current.version != expected_version:
             raise VersionConflict(f"expected_version: {expected_version}, but it is {current.version}; look again")
@@ -96,7 +101,7 @@ def undo(path: Path, check: Check | None = None, author: Author | None = None, t
     Going back again goes further back. Raises SettingsError if there is no such version since the server started, or if
     it does not fit any more.
     """
-    with _locked(path):
+    with _locked(path, LOCK_WAIT_S):
         current = load(path)
         entries = audit.since_start(audit.read(audit_path(path)))
         known = {entry.version: entry for entry in entries if entry.version <= current.version}
@@ -151,16 +156,27 @@ def _record(
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, wait_s: float) -> Iterator[None]:
+    """Alone with the file and its log. Raises OSError, TimeoutError if another is so for long (it may be stopped)."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline_s = time.monotonic() + wait_s
     with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    why = "another change is being made and does not end"
+                    raise TimeoutError(errno.ETIMEDOUT, why, lock.name) from None
+                time.sleep(LOCK_LOOK_S)
         yield
 
 
 def adopt(path: Path, current: Tunables) -> Tunables:
-    """What the file says now. A content that came in past `tune` is an edit by hand: it gets a version and an entry."""
-    with _locked(path):
+    """What the file says now. A content that came in past `tune` is an edit by hand: it gets a version and an entry.
+    For the event loop: waits for nobody for long. Raises SettingsError or OSError."""
+    with _locked(path, ADOPT_WAIT_S):
         found = load(path)
         entries = audit.since_start(audit.read(audit_path(path)))
         newest = entries[-1] if entries else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from server.config import Settings, SettingsError, nested
 from server.config import load as load_settings
+from server.shaping import tuning
 from server.shaping.tunables import Tunables, check_points
-from server.shaping.tuning import load, save, tune
+from server.shaping.tuning import begin, load, save, tune
 from server.shaping.watching import TuningWatcher
 
 
@@ -207,6 +209,27 @@ async def test_watching_survives_a_push_that_fails_and_loses_no_change(tmp_path:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert taken == [7, 7]
+
+
+def test_a_tuner_that_was_stopped_holds_up_neither_the_server_nor_the_next_one_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tuning.json"
+    begin(file, start())
+    watcher = TuningWatcher(file, start())
+    watcher.poll()
+    content = json.loads(file.read_bytes())
+    content["cache"]["ttl_s"] = 77
+    file.write_text(json.dumps(content))
+    with (tmp_path / ".tuning.json.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        taken = watcher.poll()
+        monkeypatch.setattr(tuning, "LOCK_WAIT_S", 0.1)
+        with pytest.raises(TimeoutError, match="another change"):
+            tune(file, {"cache.ttl_s": 88})
+    assert taken is not None
+    assert taken.cache.ttl_s == 77
+    assert tune(file, {"cache.ttl_s": 88}).cache.ttl_s == 88
 
 
 def test_two_tuners_at_once_lose_no_change(tmp_path: Path) -> None:
