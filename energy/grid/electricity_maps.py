@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, Field
 
-from energy.grid.http import HttpFeed, Patience, parse_time
+from energy.grid.http import HttpFeed, Patience, parse_time, unspoken
 from energy.grid.signal import Intensity, NoData, Refused, WrongZone, plausible, sound
 
 FACTORS = "lifecycle"
@@ -72,16 +72,19 @@ class ElectricityMapsProvider:
         """The wall clock."""
         return self._feed.now()
 
+    @unspoken
     async def latest(self) -> Intensity:
         """The newest hour that has a value, often the provider's estimate, marked so."""
         answer = await self._ask(_Latest, "latest")
         return self._reading(answer)
 
+    @unspoken
     async def history(self) -> tuple[Intensity, ...]:
         """The past 24 hours."""
         answer = await self._ask(_History, "history")
         return sound(partial(self._reading, point) for point in answer.history)
 
+    @unspoken
     async def forecast(self) -> tuple[Intensity, ...]:
         """The hours ahead that the plan allows, 24 as a rule."""
         answer = await self._ask(_Forecast, "forecast")

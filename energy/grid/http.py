@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from functools import wraps
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -25,8 +27,12 @@ MAX_BODY_BYTES = 1_000_000
 MAX_WAIT_S = 8.0
 """Longest pause between two tries of one poll; a provider that asks for more is left alone until then."""
 SAID_CHARS = 200
+TELLING_CHARS = 12
+"""What begins like a key for so long is taken for it."""
 
 Answer = TypeVar("Answer", bound=BaseModel)
+Found = TypeVar("Found")
+Ask = Callable[[Any], Coroutine[Any, Any, Found]]
 Auth = tuple[str, str]
 
 
@@ -118,16 +124,29 @@ class HttpFeed:
             raise Refused(f"{error}; mend grid.base_url") from None
         except httpx.HTTPError as error:
             raise Unreachable(f"{type(error).__name__}: {error}") from None
-        # Whoever reads the answer may quote it. A login's is a key, perhaps the one that was given before.
-        body = body if auth is not None and response.status_code == 200 else self._blotted(body)
         if response.status_code != 200:
-            raise _failure(response, body.decode("utf-8", "replace")[:SAID_CHARS], self.now())
+            raise _failure(response, self.blotted(body.decode("utf-8", "replace"))[:SAID_CHARS], self.now())
         return _parse(answer, body)
 
-    def _blotted(self, body: bytes) -> bytes:
+    def blotted(self, text: str) -> str:
+        """The text without the keys in it, those that are cut off included."""
         for secret in self._secrets:
-            body = body.replace(secret.encode(), b"***")
-        return body
+            text = re.sub(re.escape(secret[:TELLING_CHARS]) + r"\S*", "***", text)
+        return text
+
+
+def unspoken(ask: Ask[Found]) -> Ask[Found]:
+    """A provider's method, none of whose errors tells a key: a provider may repeat it in any field that is quoted."""
+
+    @wraps(ask)
+    async def asked(provider: Any) -> Found:
+        try:
+            return await ask(provider)
+        except GridError as error:
+            error.args = tuple(provider._feed.blotted(str(part)) for part in error.args)
+            raise
+
+    return asked
 
 
 async def _body(response: httpx.Response) -> bytes:

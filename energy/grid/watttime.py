@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from energy.grid.http import HttpFeed, Patience, parse_time
+from energy.grid.http import HttpFeed, Patience, parse_time, unspoken
 from energy.grid.signal import GridError, Intensity, Malformed, Measure, NoData, Refused, WrongZone, plausible, sound
 
 GRAMS_PER_KWH_PER_LB_PER_MWH = 0.45359237
@@ -76,11 +76,13 @@ class WattTimeProvider:
         """The wall clock."""
         return self._feed.now()
 
+    @unspoken
     async def latest(self) -> Intensity:
         """The current five minutes: the first of the forecast, marked `estimated`."""
         answer = await self._ask("/v3/forecast", {"horizon_hours": "0"})
         return self._reading(answer.data[0], estimated=True)
 
+    @unspoken
     async def history(self) -> tuple[Intensity, ...]:
         """The past 24 hours."""
         now = self.now()
@@ -88,6 +90,7 @@ class WattTimeProvider:
         answer = await self._ask("/v3/historical", span)
         return sound(partial(self._reading, point, estimated=point.imputed) for point in answer.data)
 
+    @unspoken
     async def forecast(self) -> tuple[Intensity, ...]:
         """The next 24 hours."""
         answer = await self._ask("/v3/forecast", {"horizon_hours": "24"})

@@ -243,6 +243,24 @@ async def test_a_key_that_no_header_can_carry_is_refused_and_not_told(stub: Stub
     assert pauses.seconds == []
 
 
+async def test_no_part_of_a_long_key_is_told_either(stub: Stub, pauses: Pauses) -> None:
+    key = SECRET + "x" * 300
+    maps = ElectricityMapsProvider("DE", lambda: key, stub.url, Patience(clock=lambda: NOW, sleep=pauses))
+    for field in ("zone", "datetime", "emissionFactorType", "error"):
+        stub.replies = [reply(200, {"zone": "DE", "carbonIntensity": 1, "datetime": NOW.isoformat(), field: key})]
+        with pytest.raises(GridError) as caught:
+            await maps.latest()
+        assert SECRET not in str(caught.value)
+    await maps.aclose()
+
+
+async def test_a_key_that_reads_like_a_figure_blots_out_none(stub: Stub, pauses: Pauses) -> None:
+    stub.replies = [good("electricity_maps")]
+    maps = ElectricityMapsProvider("DE", lambda: "176", stub.url, Patience(clock=lambda: NOW, sleep=pauses))
+    assert (await maps.latest()).grams_per_kwh == 176
+    await maps.aclose()
+
+
 async def test_a_login_that_gives_the_same_token_again_is_taken(stub: Stub, pauses: Pauses) -> None:
     now = [NOW]
     stub.by_path["/login"], stub.replies = reply(200, {"token": f"{SECRET}-token"}), [good("watttime")]
