@@ -91,6 +91,7 @@ class FastHttp(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected; one too many is told so and sent away."""
         self._transport = cast(asyncio.Transport, transport)
         most = self._answers.intake.max_connections
         if len(self._state.connections) >= most:
@@ -104,6 +105,7 @@ class FastHttp(asyncio.Protocol):
         self._timer = self._loop.call_later(min(self._keep_alive_s, READ_TIMEOUT_S), self._close_if_idle)
 
     def connection_lost(self, error: Exception | None) -> None:
+        """The connection is gone, and with it what was not read or answered yet."""
         self._gone = True
         self._state.connections.discard(self)
         if self._timer is not None:
@@ -114,6 +116,7 @@ class FastHttp(asyncio.Protocol):
             self._waiting.popleft().give_back(self._answers.intake)
 
     def data_received(self, data: bytes) -> None:
+        """Some bytes came: to be parsed, or handed to the slow lane where the first line is not for this one."""
         self._last_active = self._loop.time()
         if self._refused:
             return
@@ -148,13 +151,16 @@ class FastHttp(asyncio.Protocol):
             request.hold(more, self._answers.intake)
 
     def eof_received(self) -> bool | None:
+        """The client sends no more: close, as the default has it."""
         return None
 
     def pause_writing(self) -> None:
+        """The client does not read its replies."""
         self._write_paused = True
         self._transport.pause_reading()  # who does not read its replies gets to ask no more
 
     def resume_writing(self) -> None:
+        """The client reads again."""
         self._write_paused = False
         self._next()
 
@@ -169,13 +175,16 @@ class FastHttp(asyncio.Protocol):
     # httptools' parser
 
     def on_message_begin(self) -> None:
+        """A request begins."""
         self._reading = Incoming(self._line_begun)
 
     def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
         assert self._reading is not None
         self._reading.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or one trailer; those of `_READ` are kept."""
         name = name.lower()
         if name not in _READ:
             return
@@ -193,6 +202,7 @@ class FastHttp(asyncio.Protocol):
             setattr(request, _ONCE[name], value)
 
     def on_headers_complete(self) -> None:
+        """The head is complete: what can be refused by it alone is refused before the body comes."""
         request = self._reading
         assert request is not None
         request.complete_head = True
@@ -219,6 +229,7 @@ class FastHttp(asyncio.Protocol):
             request.refusal = error
 
     def on_body(self, body: bytes) -> None:
+        """A piece of the body, kept up to the limit."""
         request = self._reading
         if request is None or request.too_large:
             return
@@ -231,6 +242,7 @@ class FastHttp(asyncio.Protocol):
             request.body.append(body)
 
     def on_message_complete(self) -> None:
+        """The request is complete: answer it, or put it behind those that came before."""
         self._completed = True
         request, self._reading = self._reading, None
         if request is None or request.too_large or self._refused:
