@@ -48,9 +48,10 @@ class _Client:
 
         try:
             reply = self._client.request(method, self._url + path, **more)
-            tree = reply.json()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StartError(f"{self._url} does not answer ({error}); start it with `jouleserve up`") from None
+        try:
+            tree = reply.json()
         except ValueError:
             raise StartError(f"{self._url} is no JouleServe: it answers {reply.status_code} and no JSON") from None
         if reply.status_code >= 400:
@@ -89,7 +90,9 @@ def submit(
     body, kind = read_texts(file)
     headers = {"content-type": kind}
     if idempotency_key is not None:
-        headers["Idempotency-Key"] = idempotency_key
+        if not idempotency_key.isascii() or not idempotency_key.isprintable() or not idempotency_key.strip():
+            raise StartError(f"--idempotency-key: {idempotency_key!r} fits no header; give printable ASCII")
+        headers["Idempotency-Key"] = idempotency_key.strip()
     job = _Client(url, key_file, config).ask("POST", "/jobs", params=query, content=body, headers=headers)
     console.print(f"{job['id']}: {job['texts']} texts by {job['deadline']}", highlight=False)
     console.print(f"next: jouleserve jobs show {job['id']}", highlight=False)

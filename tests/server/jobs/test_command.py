@@ -92,6 +92,14 @@ def test_a_file_that_is_no_key_is_refused_and_nothing_of_it_is_shown(tmp_path: P
     assert "s3cr3t" not in said
 
 
+@pytest.mark.parametrize("key", ["cl\u00e9", "a\nb", " ", ""])
+def test_an_idempotency_key_that_no_header_can_carry_is_refused(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("my card\n")
+    said = refused("submit", str(path), "--within", "1h", "--idempotency-key", key, "--url", "http://127.0.0.1:9")
+    assert said.startswith("--idempotency-key:")
+
+
 def test_a_server_that_does_not_answer_or_is_another_is_named(elsewhere: str) -> None:
     assert "start it with `jouleserve up`" in refused("list", "--url", "http://127.0.0.1:9")
     assert "does not answer" in refused("list", "--url", "http://127.0.0.1:port")
