@@ -36,7 +36,9 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_unattributed_joules": (
         COUNTER,
         ("reason",),
-        "Dynamic energy that no request owes: overhead of serving, other processes, late records.",
+        "Dynamic energy that no request owes: overhead of serving, other_processes, late_record, unclaimed_device (a"
+        " GPU's that no request kept busy), no_cpu_time (nobody was seen to compute), lost_at_restart (of a window"
+        " that was open when the node process was killed).",
     ),
     "jouleserve_request_energy_joules": (
         HISTOGRAM,
@@ -48,7 +50,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         COUNTER,
         ("reason",),
         "Energy that was not spent, by why: cache, batching (over one text at a time), fallback (over full quality),"
-        " quantized (over full precision). Estimates, counted apart, never subtracted; they overlap: do not add them.",
+        " spike (the same, where a spike in load moved the text to a cheaper point), quantized (over full precision)."
+        " Estimates, counted apart, never subtracted; they overlap: do not add them.",
     ),
     "jouleserve_carbon_grams": (
         COUNTER,
@@ -59,8 +62,9 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_carbon_saved_grams": (
         COUNTER,
         ("mechanism",),
-        "gCO2e of the avoided energy: efficiency (fewer joules, at any hour), timing (by falling back in hours dirtier"
-        " than the trailing four weeks' mean; where they are cleaner it pays that back before it grows again).",
+        "gCO2e of the avoided energy, of every reason against its own counterfactual: efficiency (fewer joules, at"
+        " any hour), timing (by falling back in hours dirtier than the trailing four weeks' mean; where they are"
+        " cleaner it pays that back before it grows again).",
     ),
     "jouleserve_energy_conservation_error_ratio": (
         GAUGE,
@@ -81,7 +85,9 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_energy_missing_readings": (
         COUNTER,
         ("domain", "device", "source", "reason"),
-        "Ticks in which a counter gave no figure.",
+        "Ticks in which a counter gave no figure: unreadable, frozen, gap (it may have wrapped unseen), reset, jump"
+        " (beyond ten times all before, and not confirmed so far), implausible (more than the device can draw, or less"
+        " than nothing).",
     ),
     "jouleserve_energy_domain_missing": (
         GAUGE,
@@ -127,8 +133,9 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "jouleserve_requests": (
         COUNTER,
         ("model", "variant", "point", "class", "outcome"),
-        "Texts asked for, by what answered them and how they ended; a call with several texts counts each, one that was"
-        " refused before its texts were looked at (outcome refused) counts once.",
+        "Texts asked for, by what answered them and how they ended: ok, cached, error, cancelled, shed (the queue was"
+        " full), refused. A call with several texts counts each, one that was refused before its texts were looked at"
+        " (outcome refused) counts once.",
     ),
     "jouleserve_request_duration_seconds": (
         HISTOGRAM,

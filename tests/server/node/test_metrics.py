@@ -9,9 +9,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from energy.attribution import DomainEnergy, Window, attribute
+from energy.attribution import REASONS, DomainEnergy, Window, attribute
+from energy.carbon import MECHANISMS
 from energy.domains import Domain
 from energy.ledger import Account
+from energy.meter import DISBELIEVED
 from server.node.grid_state import GridState
 from server.node.jobs_state import JobsState, read_jobs_state
 from server.node.metric_table import METRICS, to_markdown
@@ -21,7 +23,7 @@ from server.node.proctree import ServingTree
 from server.node.startup import StartUp
 from server.node.state import NodeState
 from server.node.totals import increase
-from server.node.wire import decode_snapshot
+from server.node.wire import AVOIDED, OUTCOMES, decode_snapshot
 from server.usage import Usage
 
 ROOT = Path(__file__).parents[3]
@@ -198,6 +200,20 @@ def test_openmetrics_points_to_the_traces_of_requests() -> None:
 def test_the_document_is_the_table_of_the_code() -> None:
     remedy = "python -m server.node.metric_table > docs/metrics.md"
     assert (ROOT / "docs" / "metrics.md").read_text() == to_markdown(), remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("jouleserve_unattributed_joules", REASONS),
+        ("jouleserve_energy_avoided_joules", AVOIDED),
+        ("jouleserve_energy_missing_readings", (*DISBELIEVED, "unreadable", "frozen")),
+        ("jouleserve_requests", OUTCOMES),
+        ("jouleserve_carbon_saved_grams", MECHANISMS),
+    ],
+)
+def test_the_document_says_what_each_value_of_a_label_stands_for(name: str, values: tuple[str, ...]) -> None:
+    assert [value for value in values if value not in METRICS[name][2]] == []
 
 
 def test_openmetrics_is_given_to_who_asks_for_it() -> None:
