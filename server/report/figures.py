@@ -13,6 +13,8 @@ from server.report.rows import HourRow, Period, joined, row_sum
 JOULES_PER_KWH = 3_600_000.0
 MILLIGRAMS = 1000.0
 ANSWERED = frozenset({"ok", "cached"})
+_WHOLE = 0.99
+"""Share of an hour from which on its grams are taken as counted."""
 OVERLAPPING = frozenset({"psys", "core", "uncore"})
 REASONS = ("batching", "cache", "fallback", "quantized", "spike")
 SMALLER = ("fallback", "spike")
@@ -168,10 +170,10 @@ def _carbon(period: Period, energy: _Energy) -> tuple[Figure, ...]:
 
 def _sci(period: Period, energy: _Energy, assumed: Assumptions) -> tuple[Figure, ...]:
     """The score of the hours in which the grid's intensity was known: all three of its parts are of them alone. Within
-    such an hour the part that it was known for stands for the whole."""
+    such an hour its mean over the part that it was known for stands for the whole."""
     rows = [row for row in period.rows if row.intensity is not None and row.known_share > 0]
     known = Period.of(rows, period.begin, period.end, period.origin)
-    grams, hardware = sum(_operational_grams(row) / row.known_share for row in rows), assumed.hardware
+    grams, hardware = sum(_operational_grams(row) for row in rows), assumed.hardware
     units = known.sum("jouleserve_requests_total", lambda labels: labels["outcome"] in ANSWERED)
     found: Sci | None = score(grams, energy.band, hardware, known.machine_hours, round(units))
     if found is None:
@@ -200,7 +202,24 @@ def _sci(period: Period, energy: _Energy, assumed: Assumptions) -> tuple[Figure,
 
 
 def _operational_grams(row: HourRow) -> float:
+    """As they were counted. Of an hour whose intensity was known for a part, whatever the service did in that part: all
+    its joules at the mean intensity."""
+    if row.intensity is not None and row.known_share < _WHOLE:
+        return _service_joules(row) * row.pue / JOULES_PER_KWH * row.intensity
     return row_sum(row, "jouleserve_carbon_grams_total") - row_sum(row, "jouleserve_carbon_grams_total", scope="other")
+
+
+def _service_joules(row: HourRow) -> float:
+    owed = [row_sum(row, "jouleserve_unattributed_joules_total", reason=one) for one in ("overhead", "late_record")]
+    return row_sum(row, "jouleserve_attributed_joules_total") + sum(owed) + _idle_joules(row)
+
+
+def _idle_joules(row: HourRow) -> float:
+    return sum(
+        value
+        for (name, pairs), value in row.counters.items()
+        if name == "jouleserve_idle_joules_total" and dict(pairs)["domain"] not in OVERLAPPING
+    )
 
 
 def _returns(period: Period, energy: _Energy, assumed: Assumptions) -> tuple[Figure, ...]:
@@ -313,18 +332,13 @@ def _by_account(period: Period, source: str) -> tuple[Mapping[str, Any], ...]:
 
 def _hourly(row: HourRow, source: str) -> Mapping[str, Any]:
     attributed = row_sum(row, "jouleserve_attributed_joules_total")
-    idle = sum(
-        value
-        for (name, pairs), value in row.counters.items()
-        if name == "jouleserve_idle_joules_total" and dict(pairs)["domain"] not in OVERLAPPING
-    )
     overhead = row_sum(row, "jouleserve_unattributed_joules_total", reason="overhead")
     other = row_sum(row, "jouleserve_unattributed_joules_total") - overhead
     return {
         "hour": row.hour,
         "seconds": row.seconds,
         "attributed_joules": attributed,
-        "idle_joules": idle,
+        "idle_joules": _idle_joules(row),
         "overhead_joules": overhead,
         "other_joules": other,
         "source": source,

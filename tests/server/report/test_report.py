@@ -178,6 +178,18 @@ def test_hours_without_an_intensity_make_no_score_look_better(tmp_path: Path) ->
     assert "without 1 of 2 hours" in scores[1]["O: operational"].source
 
 
+def test_an_hour_whose_intensity_was_known_while_nobody_asked_counts_all_its_joules(tmp_path: Path) -> None:
+    row = line(0, 10, KWH, 100.0)
+    row["grid"] = {"seconds": 36.0, "gram_seconds": 3600.0, "kinds": {"live": 36.0}}
+    row["counters"] = [
+        [name, labels, value / 1000 if name == "jouleserve_carbon_grams_total" else value]
+        for name, labels, value in row["counters"]
+    ]
+    folder = write_hours(tmp_path / "hours", row)
+    sci = run(folder, None, "2026-11-28", "2026-11-29", INPUTS, tmp_path / "out").sci
+    assert named(sci, "O: operational").value == pytest.approx(0.9 * 1.5 * 100)
+
+
 def test_only_the_hours_of_the_period_count_and_the_open_one_is_among_them(tmp_path: Path) -> None:
     folder = two_hours(tmp_path)
     (folder / "open.json").write_text(json.dumps(line(2, 12, KWH, 100.0)))
