@@ -343,7 +343,7 @@ def test_the_setting_comes_before_opentelemetrys_own_variables() -> None:
 def test_an_endpoint_without_the_extra_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
     monkeypatch.setattr("server.tracing._installed", lambda module: False)
-    with pytest.raises(SettingsError, match=r"jouleserve\[otel\]"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[otel\]'"):
         open_tracer("http://127.0.0.1:4318")
 
 
