@@ -231,8 +231,9 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
 _INTRO = """\
 # Metrics
 
-The node process serves them on `http://HOST:9400/metrics` (`server.metrics_port`), as Prometheus text or, to who asks
-for it, as OpenMetrics, where requests whose trace was recorded are exemplars of the duration and energy histograms.
+The node process serves them on `http://HOST:9400/metrics` (`server.metrics_port`), as Prometheus text or, to a scraper
+that asks for it, as OpenMetrics. There, requests whose trace was recorded are exemplars of the duration and energy
+histograms.
 Units are base units; no label takes unbounded values. What is not measured is absent, never 0.
 
 This table is made from the code: `python -m server.node.metric_table > docs/metrics.md`.

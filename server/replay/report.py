@@ -67,7 +67,7 @@ def write_json(path: Path, course: Course, figures: Sequence[Figures], **more: A
 def check_plot() -> None:
     """Raises ReplayError where nothing can be plotted."""
     if find_spec("matplotlib") is None:
-        raise ReplayError("--plot: needs matplotlib; install jouleserve[compile], or leave --plot out")
+        raise ReplayError("--plot: needs matplotlib; pip install '.[compile]', or leave --plot out")
 
 
 def plot(path: Path, course: Course, played: Sequence[Played], frontier: Sequence[Figures] = ()) -> None:

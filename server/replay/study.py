@@ -136,6 +136,11 @@ def main() -> None:
     parser.add_argument("--no-forecasts", action="store_true", help="leave the forecasts out")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
+    known = {one.name for one in regions(given.data, "flat")}
+    if not known:
+        parser.error(f"{given.data / 'carbon'}: no recordings there (*.csv.gz); name the folder that holds carbon/")
+    if strange := sorted(set(given.regions) - known):
+        parser.error(f"--regions: {', '.join(strange)} not among {', '.join(sorted(known))}")
     console = Console(width=150)
     found: dict[str, dict[str, dict[str, Figures]]] = {}
     for load in given.loads:

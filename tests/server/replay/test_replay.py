@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -360,3 +361,26 @@ def test_recorded_years_come_close_to_the_oracle_and_keep_their_promises(name: s
     assert figures.of_oracle >= least
     assert figures.switches_per_day <= 1.5
     assert figures.full_share == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["empty"], "empty/carbon: no recordings there"),
+        (["data", "--regions", "GB", "XX"], "--regions: XX not among GB"),
+    ],
+)
+def test_a_study_of_recordings_that_are_not_there_is_refused(
+    asked: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server.replay.study import main
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "carbon"
+    folder.mkdir(parents=True)
+    rows = b"time,grams_per_kwh\n2020-01-01T00:00:00Z,100\n2020-01-01T01:00:00Z,200\n"
+    (folder / "GB_2020.csv.gz").write_bytes(gzip.compress(rows))
+    monkeypatch.setattr("sys.argv", ["study", *asked])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert said in capsys.readouterr().err
