@@ -98,7 +98,7 @@ def test_missing_packages_are_named_with_the_extra_that_brings_them(monkeypatch:
         return None if name == "grpc_health" else object()
 
     monkeypatch.setattr("server.rpc.find_spec", find_spec)
-    with pytest.raises(StartError, match=r"grpc_health.*jouleserve\[grpc\]"):
+    with pytest.raises(StartError, match=r"grpc_health.*pip install '\.\[grpc\]'"):
         check_installed()
 
 
