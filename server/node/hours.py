@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from server.lines import append_line
+
 log = logging.getLogger(__name__)
 
 VERSION = 1
@@ -173,21 +175,7 @@ class HourFiles:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         path = self.folder / f"{line['hour'][:7]}.jsonl"
-        data = json.dumps(line, separators=(",", ":"), sort_keys=True).encode() + b"\n"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        try:
-            size = os.fstat(handle).st_size
-            if size and os.pread(handle, 1, size - 1) != b"\n":
-                data = b"\n" + data  # a line that a power cut left in the middle
-            try:
-                while data:  # a disk that is nearly full takes a part first, and then nothing
-                    data = data[os.write(handle, data) :]
-                os.fsync(handle)
-            except OSError:
-                os.ftruncate(handle, size)
-                raise
-        finally:
-            os.close(handle)
+        append_line(path, json.dumps(line, separators=(",", ":"), sort_keys=True).encode(), 0o644)
 
     def last_number(self) -> int:
         """The highest number in the files, which a file's last line has; -1 without any. Raises OSError."""

@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args
 
 import structlog
 
+from server.lines import append_line
+
 log = structlog.get_logger(__name__)
 
 Via = Literal["start", "cli", "http", "file"]
@@ -70,24 +72,7 @@ def append(path: Path, entry: Entry) -> None:
     """Add a line and wait until the disk has it. Raises OSError, and leaves the log as it was then. The caller holds
     the settings' lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(entry.to_dict(), separators=(",", ":")).encode() + b"\n"
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        _write_whole(handle, b"\n" + line if _torn(path) else line)
-    finally:
-        os.close(handle)
-
-
-def _write_whole(handle: int, data: bytes) -> None:
-    """A disk that is nearly full takes a part of a line without a word."""
-    size = os.fstat(handle).st_size
-    try:
-        while data:
-            data = data[os.write(handle, data) :]
-        os.fsync(handle)
-    except OSError:
-        os.ftruncate(handle, size)
-        raise
+    append_line(path, json.dumps(entry.to_dict(), separators=(",", ":")).encode(), 0o600)
 
 
 def make_room(path: Path) -> None:
@@ -132,13 +117,3 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
         elif old != new and key != "version":
             found[key] = (old, new)
     return found
-
-
-def _torn(path: Path) -> bool:
-    """Whether the last line has no end."""
-    with path.open("rb") as stream:
-        stream.seek(0, os.SEEK_END)
-        if stream.tell() == 0:
-            return False
-        stream.seek(-1, os.SEEK_END)
-        return stream.read(1) != b"\n"
